@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/csr_spmm/drivers.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sparsekern {
+
+int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts) {
+  const int64_t target = s.steps * part / parts;
+  if (part >= parts) return s.panels;
+  int64_t low = 0, high = s.panels;  // the first panel that begins at or after `target`
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (s.tile_ptr(middle * s.blocks) < target) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  if (low == 0) return 0;
+  // Of the two cuts around the target, the nearer.
+  const int64_t above = s.tile_ptr(low * s.blocks) - target;
+  const int64_t below = target - s.tile_ptr((low - 1) * s.blocks);
+  return below < above ? low - 1 : low;
+}
+
+XTiles::XTiles(const CsrKernels& kernels, int64_t x_rows)
+    : x_rows_(x_rows), widest_(kernels.widths[kCsrWidths - 1]),
+      count_((x_rows + widest_ - 1) / widest_), last_(0) {
+  const int64_t rest = x_rows - (count_ - 1) * widest_;
+  while (kernels.widths[last_] < rest) ++last_;
+}
+
+int64_t XTiles::rows(int64_t tile) const { return std::min(widest_, x_rows_ - begin(tile)); }
+
+CsrTile TileAt(const CsrMatrix& w, int64_t t) {
+  const CsrStructure& s = w.structure;
+  const int64_t first = s.tile_ptr(t);
+  return CsrTile{static_cast<const uint8_t*>(w.values) +
+                     static_cast<size_t>(first) * kCsrLanes * s.block_rows * SizeOf(w.dtype),
+                 s.order + t * s.panel_groups,
+                 s.count + t * s.panel_groups,
+                 s.index + first * kCsrLanes,
+                 s.tile_ptr(t + 1) - first,
+                 s.panel_groups};
+}
+
+int64_t ExpandedFloats(const CsrMatrix& w) {
+  if (w.dtype == DType::kF32) return 0;
+  int64_t most = 0;
+  const int64_t tiles = w.structure.panels * w.structure.blocks;
+  for (int64_t t = 0; t < tiles; ++t) {
+    most = std::max(most, w.structure.tile_ptr(t + 1) - w.structure.tile_ptr(t));
+  }
+  return most * kCsrLanes * w.structure.block_rows;
+}
+
+int64_t PanelRows(const CsrStructure& s, int64_t panel) {
+  return std::min(s.panel_rows(), s.rows - panel * s.panel_rows());
+}
+
+int64_t XTileFloats(const CsrStructure& s, int width) {
+  return ((s.blocks - 1) * kCsrBlockCols + kCsrReachableCols) * width;
+}
+
+int64_t YPanelFloats(const CsrStructure& s, int width) {
+  return static_cast<int64_t>(kCsrReachableGroups) * s.block_rows * width;
+}
+
+void BatchPanel(const CsrKernels& kernels, const CsrMatrix& w, const CsrEpilogue& epilogue,
+                int64_t panel, int width_index, const float* x, float* expanded, float* y) {
+  const CsrStructure& s = w.structure;
+  const int width = kernels.widths[width_index];
+  const int64_t rows = PanelRows(s, panel);
+  std::memset(y, 0, sizeof(float) * s.panel_rows() * width);
+  const CsrBatchFn product = kernels.batch[Log2(s.block_rows)][width_index];
+  for (int64_t block = 0; block < s.blocks; ++block) {
+    CsrTile tile = TileAt(w, panel * s.blocks + block);
+    if (tile.steps == 0) continue;
+    if (w.dtype != DType::kF32) {
+      kernels.expand[static_cast<int>(w.dtype)](tile.values, tile.steps * kCsrLanes * s.block_rows,
+                                                expanded);
+      tile.values = expanded;
+    }
+    product(tile, x + block * kCsrBlockCols * width, y);
+  }
+  const int64_t first = panel * s.panel_rows();
+  kernels.finish_channels(y, rows, width, w.scale != nullptr ? w.scale + first : nullptr,
+                          epilogue.bias != nullptr ? epilogue.bias + first : nullptr,
+                          epilogue.activation);
+}
+
+Status CheckMatrix(const char* op, const CsrMatrix& w) {
+  if (!IsValid(w.dtype)) return Status::InvalidType(std::string(op) + ": values have an unknown dtype");
+  if ((w.dtype == DType::kI8) != (w.scale != nullptr)) {
+    return Status::InvalidValue(std::string(op) +
+                                ": scale must be given for int8 values and for no others");
+  }
+  return Status::Ok();
+}
+
+Status CheckActivations(const char* op, DType dtype, Activation activation) {
+  if (!IsValid(dtype) || dtype == DType::kI8) {
+    return Status::InvalidType(std::string(op) +
+                               ": x must be float32, bfloat16 or float16, got " + Name(dtype));
+  }
+  if (!IsValid(activation)) {
+    return Status::InvalidValue(std::string(op) + ": activation must be in [0, 6], got " +
+                                std::to_string(static_cast<int>(activation)));
+  }
+  return Status::Ok();
+}
+
+Status OutOfScratch(const char* op) {
+  return Status::OutOfMemory(std::string(op) + ": no memory for scratch buffers");
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an ISA file offers to the drivers linear.cc, conv2d.cc and sddmm.cc: plain functions over one
+// tile or one scratch buffer. Everything here is data, so that ISA files may include it.
+#pragma once
+
+#include <cstdint>
+
+#include "sparsekern/activation.h"
+#include "sparsekern/csr.h"
+#include "sparsekern/isa.h"
+
+namespace sparsekern {
+
+// One tile of the packed matrix. `values` are of the kernel's dtype.
+struct CsrTile {
+  const void* values;
+  const uint8_t* order;
+  const uint8_t* count;
+  const uint8_t* index;
+  int64_t steps;     // bound on what may be read, whatever `count` says
+  int panel_groups;  // H
+};
+
+// Scratch sizes that make any byte in order, count and index memory-safe: an x tile has this many
+// rows beyond its block's start, a y panel this many groups.
+enum : int { kCsrReachableCols = 256, kCsrReachableGroups = 256 };
+
+// Decode: few rows of x, memory-bound. y[m][order * R + i] += sum of the tile's products.
+// x: the tile's block in rows of x_stride floats (fp32, kCsrBlockCols readable).
+using CsrDecodeFn = void (*)(const CsrTile& tile, const float* x, int64_t x_stride, int x_rows,
+                             float* y, int64_t y_stride);
+// Batch: channel-major. x: [>= kCsrReachableCols][width], y: [groups * R][width], both fp32;
+// values fp32.
+using CsrBatchFn = void (*)(const CsrTile& tile, const float* x, float* y);
+// Gradient of one tile's values: values_grad[...] += dot(grad row, x row) over `width` floats.
+using CsrSddmmFn = void (*)(const CsrTile& tile, const float* grad, const float* x, int width,
+                            float* values_grad);
+
+// in: n elements of a dtype -> fp32.
+using ExpandFn = void (*)(const void* in, int64_t n, float* out);
+// fp32 -> n elements of a dtype.
+using NarrowFn = void (*)(const float* in, int64_t n, void* out);
+// in: rows x cols elements, rows `stride` elements apart -> out[cols][width], rows..width zeroed.
+using PackRowsFn = void (*)(const void* in, int64_t stride, int rows, int64_t cols, int width,
+                            float* out);
+// in: [cols][width] -> out: rows x cols elements, rows `stride` elements apart.
+using StoreRowsFn = void (*)(const float* in, int width, int rows, int64_t cols, void* out,
+                             int64_t stride);
+// In place: row c of acc[rows][width] becomes activation(row * scale[c] + bias[c]); nullptr: 1, 0.
+using FinishChannelsFn = void (*)(float* acc, int64_t rows, int width, const float* scale,
+                                  const float* bias, Activation activation);
+// In place over one row: acc[c] = activation(acc[c] * scale[c] + bias[c]).
+using FinishRowFn = void (*)(float* acc, int64_t n, const float* scale, const float* bias,
+                             Activation activation);
+
+enum : int { kCsrWidths = 4 };
+
+// One row of kernels.inc.
+struct CsrKernels {
+  const char* isa_name;
+  IsaMask isa;
+  int max_decode_rows;  // up to so many rows of x the decode kernel is the faster one
+  int widths[kCsrWidths];  // rows of x that the batch kernels take, ascending
+  CsrDecodeFn decode[4][3];           // [DType][log2 R]
+  CsrBatchFn batch[3][kCsrWidths];    // [log2 R][width]
+  CsrSddmmFn sddmm[3];                // [log2 R]
+  ExpandFn expand[4];                 // [DType]
+  NarrowFn narrow[3];                 // [DType], not kI8
+  PackRowsFn pack_rows[3];
+  StoreRowsFn store_rows[3];
+  FinishChannelsFn finish_channels;
+  FinishRowFn finish_row;
+};
+
+#define SPARSEKERN_CSR_KERNELS(isa_flag, isa_suffix) extern const CsrKernels kCsrKernels_##isa_suffix;
+#include "ops/csr_spmm/kernels.inc"
+#undef SPARSEKERN_CSR_KERNELS
+
+// The first row of kernels.inc whose ISA is in the mask.
+const CsrKernels& SelectCsrKernels(IsaMask mask);
+
+}  // namespace sparsekern

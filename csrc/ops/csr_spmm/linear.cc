@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// y = activation(x W^T + bias) for row-major x: the decode driver for a few rows, the batch driver for more.
+#include <algorithm>
+#include <cstring>
+
+#include "ops/csr_spmm/drivers.h"
+
+namespace sparsekern {
+namespace {
+
+const uint8_t* RowAt(const CsrLinearArgs& a, int64_t m) {
+  return static_cast<const uint8_t*>(a.x) + static_cast<size_t>(m) * a.x_stride * SizeOf(a.dtype);
+}
+uint8_t* OutAt(const CsrLinearArgs& a, int64_t m, int64_t n) {
+  return static_cast<uint8_t*>(a.y) + (static_cast<size_t>(m) * a.y_stride + n) * SizeOf(a.dtype);
+}
+
+Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs& a,
+              const ParallelFor& parallel_for) {
+  const CsrStructure& s = w.structure;
+  const int rows = static_cast<int>(a.x_rows);
+  const int64_t x_stride = s.blocks * kCsrBlockCols;
+  const Scratch x(x_stride * rows);  // fp32, padded to whole blocks
+  if (x.data() == nullptr) return OutOfScratch("csr_linear");
+  for (int m = 0; m < rows; ++m) {
+    float* row = x.data() + m * x_stride;
+    kernels.expand[static_cast<int>(a.dtype)](RowAt(a, m), s.cols, row);
+    std::memset(row + s.cols, 0, sizeof(float) * (x_stride - s.cols));
+  }
+  const CsrDecodeFn product = kernels.decode[static_cast<int>(w.dtype)][Log2(s.block_rows)];
+  const int64_t y_stride = YPanelFloats(s, 1);
+  const int64_t parts = std::min<int64_t>(parallel_for.threads, s.panels);
+  std::atomic<bool> failed{false};
+  ForEachRange(parallel_for, parts, [&](int64_t begin, int64_t end) {
+    const Scratch y(y_stride * rows);
+    if (y.data() == nullptr) {
+      failed = true;
+      return;
+    }
+    const int64_t last = PanelCut(s, end, parts);
+    for (int64_t panel = PanelCut(s, begin, parts); panel < last; ++panel) {
+      for (int m = 0; m < rows; ++m) {
+        std::memset(y.data() + m * y_stride, 0, sizeof(float) * s.panel_rows());
+      }
+      for (int64_t block = 0; block < s.blocks; ++block) {
+        product(TileAt(w, panel * s.blocks + block), x.data() + block * kCsrBlockCols, x_stride,
+                rows, y.data(), y_stride);
+      }
+      const int64_t first = panel * s.panel_rows();
+      const int64_t n = PanelRows(s, panel);
+      for (int m = 0; m < rows; ++m) {
+        float* row = y.data() + m * y_stride;
+        kernels.finish_row(row, n, w.scale != nullptr ? w.scale + first : nullptr,
+                           a.epilogue.bias != nullptr ? a.epilogue.bias + first : nullptr,
+                           a.epilogue.activation);
+        kernels.narrow[static_cast<int>(a.dtype)](row, n, OutAt(a, m, first));
+      }
+    }
+  });
+  return failed ? OutOfScratch("csr_linear") : Status::Ok();
+}
+
+Status Batch(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs& a,
+             const ParallelFor& parallel_for) {
+  const CsrStructure& s = w.structure;
+  const XTiles tiles(kernels, a.x_rows);
+  const int widest = kernels.widths[tiles.count() > 1 ? kCsrWidths - 1 : tiles.width_index(0)];
+  const int64_t expanded_floats = ExpandedFloats(w);
+  std::atomic<bool> failed{false};
+  ForEachPart(s, tiles, parallel_for,
+              [&](int64_t panel_begin, int64_t panel_end, int64_t tile_begin, int64_t tile_end) {
+                if (panel_begin == panel_end || tile_begin == tile_end) return;
+                const Scratch x(XTileFloats(s, widest));
+                const Scratch y(YPanelFloats(s, widest));
+                const Scratch expanded(expanded_floats);
+                if (x.data() == nullptr || y.data() == nullptr || expanded.data() == nullptr) {
+                  failed = true;
+                  return;
+                }
+                for (int64_t t = tile_begin; t < tile_end; ++t) {
+                  const int width_index = tiles.width_index(t);
+                  const int width = kernels.widths[width_index];
+                  const int rows = static_cast<int>(tiles.rows(t));
+                  kernels.pack_rows[static_cast<int>(a.dtype)](
+                      RowAt(a, tiles.begin(t)), a.x_stride, rows, s.cols, width, x.data());
+                  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+                    BatchPanel(kernels, w, a.epilogue, panel, width_index, x.data(),
+                               expanded.data(), y.data());
+                    kernels.store_rows[static_cast<int>(a.dtype)](
+                        y.data(), width, rows, PanelRows(s, panel),
+                        OutAt(a, tiles.begin(t), panel * s.panel_rows()), a.y_stride);
+                  }
+                }
+              });
+  return failed ? OutOfScratch("csr_linear") : Status::Ok();
+}
+
+}  // namespace
+
+Status CsrLinear(const CsrMatrix& w, const CsrLinearArgs& args, const ParallelFor& parallel_for) {
+  SPARSEKERN_RETURN_IF_ERROR(CheckMatrix("csr_linear", w));
+  SPARSEKERN_RETURN_IF_ERROR(CheckActivations("csr_linear", args.dtype, args.epilogue.activation));
+  if (args.x_rows < 0 || args.x_stride < w.structure.cols || args.y_stride < w.structure.rows) {
+    return Status::InvalidValue("csr_linear: x_stride must be at least cols and y_stride at least rows");
+  }
+  if (args.x_rows == 0) return Status::Ok();
+  IsaMask mask = 0;
+  SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
+  const CsrKernels& kernels = SelectCsrKernels(mask);
+  return UsesDecode(kernels, args.x_rows) ? Decode(kernels, w, args, parallel_for)
+                                          : Batch(kernels, w, args, parallel_for);
+}
+
+}  // namespace sparsekern
