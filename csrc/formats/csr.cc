@@ -82,8 +82,8 @@ int64_t SortTile(const uint8_t* group_counts, int panel_groups, uint8_t* order, 
   return steps;
 }
 
-// Plans a packed structure from a source of patterns: source.Columns(group, block, columns) writes the
-// kept columns of one group in one block, ascending and relative to the block, and returns how many.
+// Plans a packed structure from a source of patterns: source.Count(group, block) is the number of kept
+// columns of one group in one block.
 template <typename Source>
 void PlanPrefix(const Source& source, CsrStructure* layout, std::vector<uint8_t>* prefix) {
   const int64_t tiles = layout->panels * layout->blocks;
@@ -94,13 +94,11 @@ void PlanPrefix(const Source& source, CsrStructure* layout, std::vector<uint8_t>
   uint8_t* base = prefix->data();
   int64_t steps = 0;
   int64_t kept = 0;
-  uint8_t columns[kCsrBlockCols];
   uint8_t group_counts[kCsrMaxPanelGroups];
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t first = t / layout->blocks * h;
     for (int g = 0; g < h; ++g) {
-      const int n =
-          first + g < groups ? source.Columns(first + g, t % layout->blocks, columns) : 0;
+      const int n = first + g < groups ? source.Count(first + g, t % layout->blocks) : 0;
       group_counts[g] = static_cast<uint8_t>(n);
       kept += n;
     }
@@ -144,10 +142,11 @@ class DenseSource {
   DenseSource(const void* dense, const uint8_t* mask, const CsrStructure& layout)
       : dense_(static_cast<const T*>(dense)), mask_(mask), layout_(layout) {}
 
-  int Columns(int64_t group, int64_t block, uint8_t* columns) const {
+  // Flags of the kept columns of one group in one block; returns how many columns the block has.
+  int Keep(int64_t group, int64_t block, uint8_t* keep) const {
     const int64_t k0 = block * kCsrBlockCols;
     const int n = static_cast<int>(std::min<int64_t>(kCsrBlockCols, layout_.cols - k0));
-    uint8_t keep[kCsrBlockCols] = {};
+    std::memset(keep, 0, kCsrBlockCols);
     const int64_t end = std::min(layout_.rows, (group + 1) * layout_.block_rows);
     for (int64_t r = group * layout_.block_rows; r < end; ++r) {
       if (mask_ != nullptr) {
@@ -158,6 +157,21 @@ class DenseSource {
         for (int k = 0; k < n; ++k) keep[k] |= (w[k] & kMagnitude) != 0;
       }
     }
+    return n;
+  }
+
+  int Count(int64_t group, int64_t block) const {
+    uint8_t keep[kCsrBlockCols];
+    Keep(group, block, keep);
+    uint8_t kept = 0;  // at most 128; a byte, so that the sum vectorizes
+    for (int k = 0; k < kCsrBlockCols; ++k) kept = static_cast<uint8_t>(kept + keep[k]);
+    return kept;
+  }
+
+  // Kept columns, ascending and relative to the block, room for one more than there are; how many.
+  int Columns(int64_t group, int64_t block, uint8_t* columns) const {
+    uint8_t keep[kCsrBlockCols];
+    const int n = Keep(group, block, keep);
     int kept = 0;  // branch-free: the pattern is random, a branch would mispredict once a weight
     for (int k = 0; k < n; ++k) {
       columns[kept] = static_cast<uint8_t>(k);
@@ -231,12 +245,9 @@ struct TransposedSource {
     *begin = std::lower_bound(first, last, block * kCsrBlockCols) - row.begin();
     *end = std::lower_bound(first, last, (block + 1) * kCsrBlockCols) - row.begin();
   }
-  int Columns(int64_t column, int64_t block, uint8_t* columns) const {
+  int Count(int64_t column, int64_t block) const {
     int64_t begin, end;
     Range(column, block, &begin, &end);
-    for (int64_t i = begin; i < end; ++i) {
-      columns[i - begin] = static_cast<uint8_t>(row[i] - block * kCsrBlockCols);
-    }
     return static_cast<int>(end - begin);
   }
 };

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // csr kernels for AVX-512 (F, BW, DQ, VL).
+#if defined(__GNUC__) && !defined(__clang__)
+// GCC 12 takes its own intrinsics' undefined registers for uninitialized variables (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 
 #include "ops/csr_spmm/generic.h"
