@@ -142,26 +142,44 @@ class DenseSource {
   DenseSource(const void* dense, const uint8_t* mask, const CsrStructure& layout)
       : dense_(static_cast<const T*>(dense)), mask_(mask), layout_(layout) {}
 
+  void Prefetch(int64_t group, int64_t block) const {
+    const int64_t end = std::min(layout_.rows, (group + 1) * layout_.block_rows);
+    for (int64_t r = group * layout_.block_rows; r < end; ++r) {
+      const T* w = dense_ + r * layout_.cols + block * kCsrBlockCols;
+      for (size_t k = 0; k < kCsrBlockCols; k += 64 / sizeof(T)) __builtin_prefetch(w + k);
+    }
+  }
+
   // Flags of the kept columns of one group in one block; returns how many columns the block has.
-  int Keep(int64_t group, int64_t block, uint8_t* keep) const {
+  int Keep(int64_t group, int64_t block, uint8_t* __restrict keep) const {
     const int64_t k0 = block * kCsrBlockCols;
     const int n = static_cast<int>(std::min<int64_t>(kCsrBlockCols, layout_.cols - k0));
     std::memset(keep, 0, kCsrBlockCols);
     const int64_t end = std::min(layout_.rows, (group + 1) * layout_.block_rows);
     for (int64_t r = group * layout_.block_rows; r < end; ++r) {
-      if (mask_ != nullptr) {
-        const uint8_t* m = mask_ + r * layout_.cols + k0;
-        for (int k = 0; k < n; ++k) keep[k] |= m[k] != 0;
+      const int64_t at = r * layout_.cols + k0;
+      if (n == kCsrBlockCols) {  // a trip count that the compiler knows
+        AddRow(at, kCsrBlockCols, keep);
       } else {
-        const T* w = dense_ + r * layout_.cols + k0;
-        for (int k = 0; k < n; ++k) keep[k] |= (w[k] & kMagnitude) != 0;
+        AddRow(at, n, keep);
       }
     }
     return n;
   }
 
+  __attribute__((always_inline)) void AddRow(int64_t at, int n, uint8_t* __restrict keep) const {
+    if (mask_ != nullptr) {
+      const uint8_t* __restrict m = mask_ + at;
+      for (int k = 0; k < n; ++k) keep[k] |= m[k] != 0;
+    } else {
+      const T* __restrict w = dense_ + at;
+      for (int k = 0; k < n; ++k) keep[k] |= (w[k] & kMagnitude) != 0;
+    }
+  }
+
   int Count(int64_t group, int64_t block) const {
     uint8_t keep[kCsrBlockCols];
+    Prefetch(group + 4, block);
     Keep(group, block, keep);
     uint8_t kept = 0;  // at most 128; a byte, so that the sum vectorizes
     for (int k = 0; k < kCsrBlockCols; ++k) kept = static_cast<uint8_t>(kept + keep[k]);
@@ -195,6 +213,8 @@ class DenseSource {
         const int n = count[t * h + p];
         if (n == 0) continue;
         const int64_t group = first + order[t * h + p];
+        // The rows come in the order of their counts, which no hardware prefetcher follows.
+        if (p + 4 < h) Prefetch(first + order[t * h + p + 4], t % layout_.blocks);
         Columns(group, t % layout_.blocks, columns);
         for (int j = 0; j < n; ++j) index[(step + j) * kCsrLanes + lane] = columns[j];
         for (int i = 0; i < r_count; ++i) {
