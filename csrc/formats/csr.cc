@@ -9,10 +9,10 @@ namespace {
 
 constexpr char kMagic[4] = {'S', 'K', 'C', 'R'};
 constexpr uint32_t kVersion = 1;
-constexpr size_t kAlign = 64;
+constexpr uint64_t kAlign = 64;
 constexpr int64_t kMaxExtent = int64_t{1} << 31;
 
-constexpr size_t Aligned(size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+constexpr uint64_t Aligned(uint64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename T>
@@ -26,17 +26,18 @@ void WriteAt(uint8_t* p, T value) {
   std::memcpy(p, &value, sizeof value);
 }
 
+// 64 bits on every machine: a header read on wasm32 may claim more than its size_t holds.
 struct Sections {
-  size_t tile_ptr, order, count, index, end;
+  uint64_t tile_ptr, order, count, index, end;
 };
 
 Sections SectionsOf(int64_t tiles, int panel_groups, int64_t steps) {
   Sections s;
   s.tile_ptr = kAlign;
-  s.order = s.tile_ptr + Aligned(8 * (static_cast<size_t>(tiles) + 1));
-  s.count = s.order + Aligned(static_cast<size_t>(tiles) * panel_groups);
-  s.index = s.count + Aligned(static_cast<size_t>(tiles) * panel_groups);
-  s.end = s.index + static_cast<size_t>(steps) * kCsrLanes;
+  s.order = s.tile_ptr + Aligned(8 * (static_cast<uint64_t>(tiles) + 1));
+  s.count = s.order + Aligned(static_cast<uint64_t>(tiles) * panel_groups);
+  s.index = s.count + Aligned(static_cast<uint64_t>(tiles) * panel_groups);
+  s.end = s.index + static_cast<uint64_t>(steps) * kCsrLanes;
   return s;
 }
 
@@ -272,8 +273,8 @@ struct TransposedSource {
   }
 };
 
-bool AllZero(const uint8_t* p, size_t n) {
-  for (size_t i = 0; i < n; ++i) {
+bool AllZero(const uint8_t* p, uint64_t n) {
+  for (uint64_t i = 0; i < n; ++i) {
     if (p[i] != 0) return false;
   }
   return true;
@@ -384,8 +385,8 @@ Status ParseCsrStructure(const void* data, size_t bytes, const char* name, CsrSt
                                 " steps and " + Text(s.kept) + " kept");
   }
   // Divided before multiplied: a header may claim more than 2^64 bytes.
-  const bool claims_too_much = static_cast<size_t>(tiles) > bytes / 8 ||
-                               static_cast<size_t>(s.steps) > bytes / kCsrLanes;
+  const bool claims_too_much = static_cast<uint64_t>(tiles) > bytes / 8 ||
+                               static_cast<uint64_t>(s.steps) > bytes / kCsrLanes;
   const Sections at = SectionsOf(claims_too_much ? 0 : tiles, s.panel_groups,
                                  claims_too_much ? 0 : s.steps);
   if (claims_too_much || bytes != at.end) {

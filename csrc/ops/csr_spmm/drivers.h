@@ -21,8 +21,11 @@ constexpr int Log2(int block_rows) { return block_rows == 4 ? 2 : block_rows - 1
 class Scratch {
  public:
   explicit Scratch(int64_t floats) {
-    const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-    data_ = static_cast<float*>(std::aligned_alloc(64, bytes == 0 ? 64 : bytes));
+    const uint64_t bytes = (static_cast<uint64_t>(floats) * sizeof(float) + 63) / 64 * 64;
+    const bool addressable = bytes <= SIZE_MAX / 2;  // on wasm32 a few wide x tiles are not
+    data_ = addressable
+                ? static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(bytes == 0 ? 64 : bytes)))
+                : nullptr;
   }
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;

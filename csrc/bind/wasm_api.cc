@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+// The C functions that the WebAssembly module exports, for wasm/sparsekern.mjs and any other host.
+//
+// Pointers are addresses in the module's memory, sizes count elements unless the name says bytes, dtypes
+// and activations are the numbers of dtype.h and activation.h. A call that fails answers 0 where it
+// answers a pointer, else the number of its StatusCode, and leaves its message in sk_error(). Matrices
+// borrow `structure`, `values` and `scale`: they must stay until sk_csr_delete. One thread only.
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+#include <string>
+
+#include "sparsekern/csr.h"
+#include "sparsekern/csr_spmm.h"
+#include "sparsekern/isa.h"
+#include "sparsekern/version.h"
+
+#define SPARSEKERN_EXPORT(name) extern "C" __attribute__((export_name(#name)))
+
+using sparsekern::Activation;
+using sparsekern::CsrMatrix;
+using sparsekern::CsrPacker;
+using sparsekern::DType;
+using sparsekern::Status;
+using sparsekern::StatusCode;
+
+namespace {
+
+// What sk_error and the functions that answer a name point into; WebAssembly has one thread.
+std::string& LastError() {
+  static std::string message;
+  return message;
+}
+const char* Keep(std::string text) {
+  static std::string kept;
+  kept = std::move(text);
+  return kept.c_str();
+}
+
+int32_t Report(const Status& status) {
+  LastError() = status.message();
+  return static_cast<int32_t>(status.code());
+}
+
+DType DTypeOf(uint32_t number) { return static_cast<DType>(static_cast<uint8_t>(number)); }
+
+// A number that fits no uint8_t stays invalid instead of wrapping round to a valid one.
+Activation ActivationOf(uint32_t number) {
+  return static_cast<Activation>(static_cast<uint8_t>(number < 255 ? number : 255));
+}
+
+sparsekern::CsrEpilogue Epilogue(const float* bias, uint32_t activation) {
+  sparsekern::CsrEpilogue epilogue;
+  epilogue.bias = bias;
+  epilogue.activation = ActivationOf(activation);
+  return epilogue;
+}
+
+Status CheckDType(const char* name, uint32_t dtype) {
+  if (dtype < 256 && IsValid(DTypeOf(dtype))) return Status::Ok();
+  return Status::InvalidType(std::string(name) + ": dtype must be 0 (float32), 1 (bfloat16), "
+                             "2 (float16) or 3 (int8), got " + std::to_string(dtype));
+}
+
+}  // namespace
+
+SPARSEKERN_EXPORT(sk_version) const char* sk_version() { return sparsekern::Version(); }
+SPARSEKERN_EXPORT(sk_error) const char* sk_error() { return LastError().c_str(); }
+
+// The sets of instructions that the module was built with, e.g. "scalar simd128".
+SPARSEKERN_EXPORT(sk_isa) const char* sk_isa() {
+  std::string names;
+  for (const std::string& name : sparsekern::IsaNames(sparsekern::DetectedIsa())) {
+    names += names.empty() ? name : " " + name;
+  }
+  return Keep(names);
+}
+
+// 64-byte aligned; null when memory cannot grow so far.
+SPARSEKERN_EXPORT(sk_malloc) void* sk_malloc(uint32_t bytes) {
+  if (bytes > UINT32_MAX - 64) return nullptr;
+  return std::aligned_alloc(64, bytes == 0 ? 64 : (bytes + 63) / 64 * 64);
+}
+SPARSEKERN_EXPORT(sk_free) void sk_free(void* memory) { std::free(memory); }
+
+// ---- a packed matrix ---------------------------------------------------------------------------
+
+// Checks everything docs/formats.md demands, as of untrusted input. scale: [rows] for int8, else null.
+SPARSEKERN_EXPORT(sk_csr_new)
+CsrMatrix* sk_csr_new(const void* structure, uint32_t structure_bytes, const void* values,
+                      uint32_t value_count, uint32_t dtype, const float* scale,
+                      uint32_t scale_count) {
+  Status status = CheckDType("csr", dtype);
+  CsrMatrix matrix;
+  matrix.values = values;
+  matrix.dtype = DTypeOf(dtype);
+  matrix.scale = scale;
+  if (status.ok()) {
+    status = sparsekern::ValidateCsr(structure, structure_bytes, values, value_count, matrix.dtype);
+  }
+  if (status.ok()) {
+    status = sparsekern::ParseCsrStructure(structure, structure_bytes, "csr", &matrix.structure);
+  }
+  const int64_t wanted = matrix.dtype == DType::kI8 ? matrix.structure.rows : 0;
+  if (status.ok() && (scale_count != wanted || (scale == nullptr) != (wanted == 0))) {
+    status = Status::InvalidValue("csr: scale must have " + std::to_string(wanted) +
+                                  " elements, got " + std::to_string(scale_count));
+  }
+  if (Report(status) != 0) return nullptr;
+  return new (std::nothrow) CsrMatrix(matrix);
+}
+SPARSEKERN_EXPORT(sk_csr_delete) void sk_csr_delete(CsrMatrix* matrix) { delete matrix; }
+
+SPARSEKERN_EXPORT(sk_csr_rows) uint32_t sk_csr_rows(const CsrMatrix* matrix) {
+  return static_cast<uint32_t>(matrix->structure.rows);
+}
+SPARSEKERN_EXPORT(sk_csr_cols) uint32_t sk_csr_cols(const CsrMatrix* matrix) {
+  return static_cast<uint32_t>(matrix->structure.cols);
+}
+SPARSEKERN_EXPORT(sk_csr_block_rows) uint32_t sk_csr_block_rows(const CsrMatrix* matrix) {
+  return static_cast<uint32_t>(matrix->structure.block_rows);
+}
+// Kept (group, column) pairs: times block_rows, the kept weights.
+SPARSEKERN_EXPORT(sk_csr_kept) uint32_t sk_csr_kept(const CsrMatrix* matrix) {
+  return static_cast<uint32_t>(matrix->structure.kept);
+}
+// dense: rows x cols elements of the matrix's dtype (int8: without the scale).
+SPARSEKERN_EXPORT(sk_csr_unpack) void sk_csr_unpack(const CsrMatrix* matrix, void* dense) {
+  sparsekern::UnpackCsr(matrix->structure, matrix->values, matrix->dtype, dense);
+}
+
+// ---- packing -----------------------------------------------------------------------------------
+
+// dense: rows x cols, row-major; mask: the same shape, nonzero = kept, or null. Both must stay as they
+// are until sk_packer_fill. Ask for the sizes, allocate, fill, delete.
+SPARSEKERN_EXPORT(sk_packer_new)
+CsrPacker* sk_packer_new(const void* dense, uint32_t dtype, uint32_t rows, uint32_t cols,
+                         const uint8_t* mask, uint32_t block_rows) {
+  Status status = CheckDType("csr_pack", dtype);
+  CsrPacker* packer = nullptr;
+  if (status.ok()) {
+    packer = new (std::nothrow) CsrPacker;
+    if (packer == nullptr) status = Status::OutOfMemory("csr_pack: no memory");
+  }
+  if (status.ok()) {
+    const int block = block_rows <= 4 ? static_cast<int>(block_rows) : 0;
+    status = packer->Plan(dense, DTypeOf(dtype), rows, cols, mask, block);
+  }
+  if (Report(status) == 0) return packer;
+  delete packer;
+  return nullptr;
+}
+SPARSEKERN_EXPORT(sk_packer_value_count) uint32_t sk_packer_value_count(const CsrPacker* packer) {
+  return static_cast<uint32_t>(packer->value_count());
+}
+SPARSEKERN_EXPORT(sk_packer_structure_bytes)
+uint32_t sk_packer_structure_bytes(const CsrPacker* packer) {
+  return static_cast<uint32_t>(packer->structure_bytes());
+}
+SPARSEKERN_EXPORT(sk_packer_fill)
+void sk_packer_fill(const CsrPacker* packer, void* values, void* structure) {
+  packer->Fill(values, structure);
+}
+SPARSEKERN_EXPORT(sk_packer_delete) void sk_packer_delete(CsrPacker* packer) { delete packer; }
+
+// ---- products ----------------------------------------------------------------------------------
+
+// x: x_rows x cols, rows x_stride elements apart; y: x_rows x rows, rows y_stride apart; bias: [rows]
+// or null.
+SPARSEKERN_EXPORT(sk_csr_linear)
+int32_t sk_csr_linear(const CsrMatrix* matrix, const void* x, void* y, uint32_t dtype,
+                      uint32_t x_rows, uint32_t x_stride, uint32_t y_stride, const float* bias,
+                      uint32_t activation) {
+  if (const Status status = CheckDType("csr_linear", dtype); !status.ok()) return Report(status);
+  sparsekern::CsrLinearArgs args;
+  args.x = x;
+  args.y = y;
+  args.dtype = DTypeOf(dtype);
+  args.x_rows = x_rows;
+  args.x_stride = x_stride;
+  args.y_stride = y_stride;
+  args.epilogue = Epilogue(bias, activation);
+  return Report(sparsekern::CsrLinear(*matrix, args, sparsekern::Serial()));
+}
+
+// x: [batch, cols, height, width]; y: [batch, rows, ceil(height/stride), ceil(width/stride)].
+SPARSEKERN_EXPORT(sk_csr_conv2d)
+int32_t sk_csr_conv2d(const CsrMatrix* matrix, const void* x, void* y, uint32_t dtype,
+                      uint32_t batch, uint32_t height, uint32_t width, uint32_t stride,
+                      const float* bias, uint32_t activation) {
+  if (const Status status = CheckDType("csr_conv2d", dtype); !status.ok()) return Report(status);
+  sparsekern::CsrConv2dArgs args;
+  args.x = x;
+  args.y = y;
+  args.dtype = DTypeOf(dtype);
+  args.batch = batch;
+  args.height = height;
+  args.width = width;
+  args.stride = stride;
+  args.epilogue = Epilogue(bias, activation);
+  return Report(sparsekern::CsrConv2d(*matrix, args, sparsekern::Serial()));
+}
+
+// Valid until the next call that answers a name.
+SPARSEKERN_EXPORT(sk_csr_linear_kernel)
+const char* sk_csr_linear_kernel(const CsrMatrix* matrix, uint32_t x_rows) {
+  return Keep(sparsekern::CsrLinearKernelName(*matrix, x_rows, sparsekern::DetectedIsa()));
+}
+SPARSEKERN_EXPORT(sk_csr_conv2d_kernel)
+const char* sk_csr_conv2d_kernel(const CsrMatrix* matrix) {
+  return Keep(sparsekern::CsrConv2dKernelName(*matrix, sparsekern::DetectedIsa()));
+}
