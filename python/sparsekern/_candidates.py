@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a dense weight could become: packed or dense, in the dtypes and block rows that fit it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern._cast import CastConv2d, CastLinear
+from sparsekern._sites import Site
+from sparsekern.csr import CSRTensor
+from sparsekern.nn import CSRConv2d, CSRLinear
+
+_FILL = 1.05  # blocks may store this many times the nonzero weights: 5 % of explicit zeros
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One form of a site's weight.
+
+    Attributes:
+        label: names the form; equal labels of different sites are tried together. "dense" is
+            the weight as it is.
+        format: "csr" or "dense".
+        block_rows: outputs that share a pattern; 0 for dense.
+        modules: what would stand for `site.modules`, in that order.
+        nbytes: of the weight.
+        allowed: False: it is only measured, to tell.
+    """
+
+    label: str
+    format: str
+    block_rows: int
+    modules: tuple[nn.Module, ...]
+    nbytes: int
+    allowed: bool = True
+
+    @classmethod
+    def unchanged(cls, site: Site) -> Candidate:
+        """The weight as it is."""
+        return cls("dense", "dense", 0, tuple(site.modules), site.nbytes)
+
+
+def describe_dtype(dtype: torch.dtype) -> str:
+    """A dtype's name without "torch."."""
+    return str(dtype).removeprefix("torch.")
+
+
+def candidates_for(
+    site: Site,
+    allowed: Sequence[torch.dtype],
+    block_rows: int | str,
+    policy: str,
+    packed: bool,
+) -> list[Candidate]:
+    """All forms of a weight but the one it has.
+
+    Args:
+        site: with its dense matrix and plain parameters.
+        allowed: dtypes that the weight may be rounded to.
+        block_rows: 1, 2, 4 or "auto".
+        policy: of convert_; with "fastest" a float32 weight gets dense bfloat16 as one that is
+            measured only.
+        packed: whether packed forms are wanted.
+    """
+    assert site.dense is not None
+    own = site.dense.dtype
+    result: list[Candidate] = []
+    if packed:
+        blocks = block_structure(site.dense) if block_rows == "auto" else [int(block_rows)]
+        finite = torch.int8 not in allowed or bool(site.dense.isfinite().all())
+        for dtype in [own, *(d for d in allowed if d != own)]:
+            if dtype == torch.int8 and not finite:
+                continue
+            result += [_packed(site, dtype, rows) for rows in blocks]
+    casts = [d for d in allowed if d.is_floating_point and d.itemsize < own.itemsize]
+    for dtype in casts:
+        result.append(_cast(site, dtype, allowed=True))
+    tells = policy == "fastest" and packed and own == torch.float32
+    if tells and torch.bfloat16 not in casts:
+        result.append(_cast(site, torch.bfloat16, allowed=False))
+    return result
+
+
+def block_structure(dense: Tensor) -> list[int]:
+    """Block rows 1, and 2 and 4 where a matrix's zeros come in such blocks."""
+    kept = dense != 0
+    nonzero = int(kept.sum())
+    found = [1]
+    for rows in (2, 4):
+        whole = kept.shape[0] - kept.shape[0] % rows
+        stored = (
+            rows * int(kept[:whole].reshape(whole // rows, rows, -1).any(dim=1).sum())
+            if whole
+            else 0
+        )
+        stored += int(kept[whole:].any(dim=0).sum()) * (kept.shape[0] - whole)
+        if stored <= _FILL * nonzero:
+            found.append(rows)
+    return found
+
+
+def _packed(site: Site, dtype: torch.dtype, block_rows: int) -> Candidate:
+    assert site.dense is not None
+    packed = CSRTensor.from_dense(site.dense, block_rows=block_rows, dtype=dtype)
+    first = site.modules[0]
+    assert isinstance(first.weight, Tensor)
+    trained = first.weight.requires_grad and dtype != torch.int8
+    packed.values = nn.Parameter(packed.values, requires_grad=trained)
+    modules: list[nn.Module] = []
+    for module in site.modules:
+        bias = module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        if isinstance(module, nn.Conv2d):
+            layer: nn.Module = CSRConv2d.from_packed(packed, bias, stride=module.stride[0])
+        else:
+            layer = CSRLinear.from_packed(packed, bias)
+        modules.append(layer.train(module.training))
+    rows = f" r{block_rows}" if block_rows > 1 else ""
+    label = f"csr{rows} {describe_dtype(dtype)}"
+    return Candidate(label, "csr", block_rows, tuple(modules), packed.nbytes)
+
+
+def _cast(site: Site, dtype: torch.dtype, allowed: bool) -> Candidate:
+    modules: list[nn.Module] = []
+    for module in site.modules:
+        if isinstance(module, nn.Conv2d):
+            new: CastConv2d | CastLinear = CastConv2d.of(module, dtype)
+        else:
+            assert isinstance(module, nn.Linear)
+            new = CastLinear.of(module, dtype)
+        if modules:  # the tie stays one
+            new.weight = modules[0].weight  # type: ignore[assignment]
+        modules.append(new)
+    weight = modules[0].weight
+    assert isinstance(weight, Tensor)
+    label = f"dense {describe_dtype(dtype)}"
+    return Candidate(label, "dense", 0, tuple(modules), weight.nbytes, allowed)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NumPy-level access to sparsekern's core: packing, inspection, instruction sets.
+
+Values travel as NumPy arrays: float32 as float32, int8 as int8, bfloat16 and float16 as the uint16
+of their bits; the name of the type goes beside them. ``structure`` is a 1-D uint8 array. Both are
+laid out as ``docs/formats.md`` says.
+"""
+
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+compiler: str
+
+class CsrInfo(TypedDict):
+    version: int
+    rows: int
+    cols: int
+    block_rows: int
+    panel_groups: int
+    steps: int
+    kept: int
+    tiles: int
+
+def detected_isa() -> list[str]: ...
+def active_isa() -> list[str]: ...
+def set_isa(name: str | None) -> None: ...
+def csr_pack(
+    dense: NDArray[Any], dtype: str, mask: NDArray[np.bool_] | None = None, block_rows: int = 1
+) -> tuple[NDArray[Any], NDArray[np.uint8]]: ...
+def csr_unpack(values: NDArray[Any], structure: NDArray[np.uint8], dtype: str) -> NDArray[Any]: ...
+def csr_mask(structure: NDArray[np.uint8]) -> NDArray[np.bool_]: ...
+def csr_validate(values: NDArray[Any], structure: NDArray[np.uint8], dtype: str) -> None: ...
+def csr_info(structure: NDArray[np.uint8]) -> CsrInfo: ...
+def csr_transpose(
+    structure: NDArray[np.uint8],
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]: ...
+def csr_kernel(
+    structure: NDArray[np.uint8], dtype: str, x_rows: int, conv: bool = False
+) -> str: ...

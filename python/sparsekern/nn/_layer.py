@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the sparse layers share: packed parameters, their state dict, conversions of dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsekern import _activations, _core
+from sparsekern.csr import (
+    DTYPE_NAMES,
+    CSRTensor,
+    check_block_rows,
+    check_dtype,
+    check_matrix_size,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_PACKED = ("values", "structure", "scale")
+
+
+def _empty_matrix(rows: int, cols: int, block_rows: int, dtype: torch.dtype) -> CSRTensor:
+    """A packed matrix that keeps no weight."""
+    # One byte per weight, of pages that are only read and so never get memory of their own.
+    zeros = np.zeros((rows, cols), np.int8)
+    _, structure = _core.csr_pack(zeros, "int8", None, block_rows)
+    scale = torch.ones(rows) if dtype == torch.int8 else None
+    return CSRTensor.trusted(torch.zeros(0, dtype=dtype), torch.from_numpy(structure), scale)
+
+
+class CSRLayer(nn.Module):
+    """Base of the layers over a `CSRTensor`.
+
+    Attributes:
+        values: Parameter, the kept weights (docs/formats.md); the only part that can be trained.
+        structure: uint8 buffer, the pattern; no conversion of the module's dtype touches it.
+        scale: float32 buffer [rows] with int8 values, else None; stays float32 in any conversion.
+        bias: Parameter [rows] or None.
+
+    ``load_state_dict`` takes a state with any pattern of the same shape: the tensors take its
+    sizes. It is checked completely before anything of the layer changes.
+    """
+
+    values: nn.Parameter
+    structure: Tensor
+    scale: Tensor | None
+    bias: nn.Parameter | None
+
+    _CONV = False  # for the name of the kernel
+
+    def __init__(
+        self,
+        rows: int,
+        cols: int,
+        bias: bool,
+        activation: str,
+        block_rows: int,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        dtype = check_dtype(name, torch.get_default_dtype() if dtype is None else dtype)
+        check_matrix_size(name, (rows, cols))
+        check_block_rows(name, block_rows)
+        self.activation = activation
+        packed = _empty_matrix(rows, cols, block_rows, dtype)
+        bias_dtype = torch.float32 if dtype == torch.int8 else dtype
+        self._adopt(packed, torch.zeros(rows, dtype=bias_dtype) if bias else None)
+        if device is not None:
+            self.to(device)
+
+    def _adopt(self, packed: CSRTensor, bias: Tensor | None) -> None:
+        """Hold these tensors; a Parameter stays the same object, so that ties stay ties."""
+        values = packed.values
+        if not isinstance(values, nn.Parameter):
+            values = nn.Parameter(values.detach(), requires_grad=values.dtype != torch.int8)
+        self.values = values
+        self.register_buffer("structure", packed.structure)
+        self.register_buffer("scale", packed.scale)
+        if bias is not None and not isinstance(bias, nn.Parameter):
+            bias = nn.Parameter(bias.detach())
+        self.register_parameter("bias", bias)
+
+    @property
+    def activation(self) -> str:
+        """Name of the activation fused into the layer."""
+        return _activations.NAMES[self._activation]
+
+    @activation.setter
+    def activation(self, name: str) -> None:
+        self._activation = _activations.code_of(type(self).__name__, name)
+
+    @property
+    def weight(self) -> CSRTensor:
+        """The packed matrix, over this layer's own tensors."""
+        return CSRTensor.trusted(self.values, self.structure, self.scale)
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """[rows, cols] of the matrix: output and input features or channels."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply; subclasses say the shapes."""
+        raise NotImplementedError
+
+    def to_dense(self) -> nn.Module:
+        """The dense module that computes the same, with the activation after it where one is."""
+        dense = self.dense_module()
+        weight = self.weight.to_dense()
+        with torch.no_grad():
+            dense.weight = nn.Parameter(
+                weight.reshape(dense.weight.shape), requires_grad=self.values.requires_grad
+            )
+            if self.bias is not None:
+                bias = self.bias.detach().clone()
+                dense.bias = nn.Parameter(bias, requires_grad=self.bias.requires_grad)
+        result: nn.Module = dense
+        if self.activation != "none":
+            result = nn.Sequential(dense, _activations.ACTIVATIONS[self._activation].module())
+        return result.train(self.training)
+
+    def dense_module(self) -> nn.Linear | nn.Conv2d:
+        """A torch module on the meta device, of the right shape."""
+        raise NotImplementedError
+
+    @classmethod
+    def _matrix_of(
+        cls,
+        weight: Tensor,
+        *,
+        requires_grad: bool,
+        mask: Tensor | None,
+        block_rows: int,
+        dtype: torch.dtype | None,
+    ) -> CSRTensor:
+        """Pack a dense module's weight, trainable when that was."""
+        matrix = weight.detach().flatten(1)
+        if mask is not None and isinstance(mask, Tensor) and mask.dim() == weight.dim():
+            mask = mask.flatten(1)
+        packed = CSRTensor.from_dense(matrix, mask=mask, block_rows=block_rows, dtype=dtype)
+        packed.values = nn.Parameter(
+            packed.values, requires_grad=requires_grad and packed.dtype != torch.int8
+        )
+        return packed
+
+    @staticmethod
+    def _copy_of(bias: Tensor | None) -> nn.Parameter | None:
+        if bias is None:
+            return None
+        return nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+
+    @classmethod
+    def _bare(cls) -> Self:
+        """An instance without tensors, for the constructors that bring their own."""
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        return self
+
+    def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
+        scale = self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if scale is not None and self.scale is not None and self.scale.dtype != scale.dtype:
+            self.scale = scale.to(self.scale.device)  # .half() and the like are not for the scale
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        given = {key: value for key, value in state_dict.items() if key.startswith(prefix)}
+        parts = [given.get(prefix + name) for name in _PACKED]
+        if parts[0] is not None and parts[1] is not None:
+            try:
+                self._resize_for(self._checked(parts[0], parts[1], parts[2]))
+            except (TypeError, ValueError) as error:
+                error_msgs.append(f"{prefix[:-1] or type(self).__name__}: {error}")
+                parts = [None, None, None]
+        if parts[0] is None or parts[1] is None:  # nothing, or not all of it: the layer stays
+            absent = [name for name in _PACKED if prefix + name not in given]
+            for name in _PACKED:
+                own = getattr(self, name)
+                if own is not None:
+                    given[prefix + name] = own
+                    if strict and name in absent:
+                        missing_keys.append(prefix + name)
+        super()._load_from_state_dict(
+            given, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _checked(self, values: Tensor, structure: Tensor, scale: Tensor | None) -> CSRTensor:
+        packed = CSRTensor(values, structure, scale)
+        if tuple(packed.shape) != self.matrix_shape:
+            raise ValueError(
+                f"structure must have shape {list(self.matrix_shape)}, got {list(packed.shape)}"
+            )
+        own = self.values.dtype
+        if (own == torch.int8) != (packed.dtype == torch.int8):
+            raise TypeError(
+                f"values must be {'int8' if own == torch.int8 else 'floating-point'} like the "
+                f"layer's, got {packed.dtype}"
+            )
+        return packed
+
+    def refill(self, packed: CSRTensor) -> None:
+        """Take another matrix of the same shape, in the layer's own dtype and on its device."""
+        self._resize_for(packed)
+        with torch.no_grad():
+            self.values.copy_(packed.values)
+            self.structure.copy_(packed.structure)
+            if self.scale is not None and packed.scale is not None:
+                self.scale.copy_(packed.scale)
+
+    def _resize_for(self, packed: CSRTensor) -> None:
+        """New memory for another pattern, in the same tensor objects: ties and optimizers keep."""
+        for own, new in ((self.values, packed.values), (self.structure, packed.structure)):
+            if own.shape != new.shape:
+                own.data = torch.empty(new.shape, dtype=own.dtype, device=own.device)
+
+    def kernel(self, x_rows: int = 1) -> str:
+        """Name of the kernel that multiplies `x_rows` rows of x on this machine."""
+        return _core.csr_kernel(
+            self.structure.cpu().numpy(), DTYPE_NAMES[self.values.dtype], x_rows, self._CONV
+        )
+
+    def _description(self) -> str:
+        """The part of `extra_repr` that all layers have."""
+        text = f"bias={self.bias is not None}"
+        if self.activation != "none":
+            text += f", activation={self.activation}"
+        dtype = str(self.values.dtype).removeprefix("torch.")
+        if self.structure.device.type == "meta":
+            return f"{text}, dtype={dtype}, device=meta"
+        weight = self.weight
+        text += f", density={weight.density:.4f}, block_rows={weight.block_rows}, dtype={dtype}"
+        return f"{text}, kernel={self.kernel()}" if self.values.dtype in DTYPE_NAMES else text

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`CSRLinear`: replaces nn.Linear."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsekern import ops
+from sparsekern.csr import CSRTensor
+from sparsekern.nn._layer import CSRLayer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class CSRLinear(CSRLayer):
+    """activation(x W^T + bias) with a packed sparse W.
+
+    A new layer keeps no weight (it answers the bias): it is there to load a state into. Use
+    `from_dense` or `from_packed` for one with weights.
+
+    Args:
+        in_features: size of the last axis of x.
+        out_features: size of the last axis of the result.
+        bias: whether there is one.
+        activation: none, relu, relu6, gelu, gelu_tanh, silu or hardswish.
+        block_rows: 1, 2 or 4 outputs that share one pattern.
+        dtype: of the values: float32, bfloat16, float16 or int8; default torch's default dtype.
+        device: where the tensors are; default the CPU.
+
+    Shape: x [..., in_features], float32, bfloat16 or float16; result [..., out_features], the
+    dtype of x, whatever the dtype of the values.
+
+    Raises:
+        TypeError, ValueError: wrong arguments.
+        NotImplementedError: an activation that no kernel fuses.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str = "none",
+        block_rows: int = 1,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__(out_features, in_features, bias, activation, block_rows, dtype, device)
+        self.in_features = in_features
+        self.out_features = out_features
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.Linear,
+        activation: str = "none",
+        *,
+        mask: Tensor | None = None,
+        block_rows: int = 1,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Pack the weight of a dense layer, which is left as it is; nothing is shared with it.
+
+        Values can be trained when the dense weight could (int8 never). `mask`, `block_rows` and
+        `dtype` are those of `CSRTensor.from_dense`.
+
+        Raises:
+            TypeError: `module` is not an nn.Linear; and what `CSRTensor.from_dense` raises.
+        """
+        if not isinstance(module, nn.Linear):
+            raise TypeError(
+                f"CSRLinear.from_dense: module must be an nn.Linear, got {type(module).__name__}"
+            )
+        packed = cls._matrix_of(
+            module.weight,
+            requires_grad=module.weight.requires_grad,
+            mask=mask,
+            block_rows=block_rows,
+            dtype=dtype,
+        )
+        return cls.from_packed(packed, cls._copy_of(module.bias), activation).train(module.training)
+
+    @classmethod
+    def from_packed(
+        cls, packed: CSRTensor, bias: Tensor | None = None, activation: str = "none"
+    ) -> Self:
+        """A layer over these tensors, without a copy.
+
+        Values and bias that are Parameters stay the same objects: two layers made from the
+        `weight` of one are tied.
+
+        Raises:
+            TypeError: `packed` is not a CSRTensor.
+            ValueError: a bias of another shape.
+        """
+        if not isinstance(packed, CSRTensor):
+            raise TypeError(
+                f"CSRLinear.from_packed: packed must be a CSRTensor, got {type(packed).__name__}"
+            )
+        rows, cols = packed.shape
+        if bias is not None and bias.shape != (rows,):
+            raise ValueError(
+                f"CSRLinear.from_packed: bias must have shape [{rows}], got {list(bias.shape)}"
+            )
+        self = cls._bare()
+        self.activation = activation
+        self.in_features, self.out_features = cols, rows
+        self._adopt(packed, bias)
+        return self
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """[out_features, in_features]."""
+        return self.out_features, self.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in_features]; the result is [..., out_features] in the dtype of x."""
+        buffers: dict[str, Any] = self._buffers  # attributes are slower, by way of __getattr__
+        return ops.linear(
+            x,
+            self.values,
+            buffers["structure"],
+            buffers["scale"],
+            self.bias,
+            self.out_features,
+            self._activation,
+        )
+
+    def dense_module(self) -> nn.Linear:
+        """An nn.Linear of this shape on the meta device."""
+        has_bias = self.bias is not None
+        return nn.Linear(self.in_features, self.out_features, bias=has_bias, device="meta")
+
+    def extra_repr(self) -> str:
+        """What ``repr(model)`` shows of the layer."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"{self._description()}"
+        )

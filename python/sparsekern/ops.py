@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Functions over the operators ``torch.ops.sparsekern.*``, and the operators' fake kernels.
+
+The functions take a `CSRTensor` and names; the operators take its parts and codes, and are what
+``torch.compile`` and ``torch.export`` see. Both are differentiable (`sparsekern.autograd`).
+
+A pruned weight contributes nothing, whatever x holds there, infinities and NaN too; a kept weight,
+an explicit zero too, multiplies as IEEE 754 says. Sums are in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sparsekern import _activations
+from sparsekern._library import translated
+from sparsekern.csr import CSRTensor
+
+__all__ = ["csr_conv2d", "csr_linear", "csr_sddmm"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_VALUE_DTYPES = (*_X_DTYPES, torch.int8)
+
+_linear = torch.ops.sparsekern.csr_linear.default
+_conv2d = torch.ops.sparsekern.csr_conv2d.default
+_unpack_dual: Any = forward_ad.unpack_dual
+_sddmm = torch.ops.sparsekern.csr_sddmm.default
+# With no gradient to record, the kernel registered for autograd, which is Python, would only cost
+# time: this guard goes past it, and past nothing else (modes, functorch and fake tensors remain).
+_below_autograd: Any = torch._C._AutoDispatchBelowAutograd
+
+
+def csr_linear(
+    x: Tensor, w: CSRTensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """activation(x W^T + bias).
+
+    Args:
+        x: [..., cols], float32, bfloat16 or float16; any leading dimensions and strides.
+        w: [rows, cols].
+        bias: [rows], float32 or the dtype of x.
+        activation: none, relu, relu6, gelu, gelu_tanh, silu or hardswish.
+
+    Returns:
+        [..., rows] in the dtype of x, contiguous.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: shapes that do not fit.
+        NotImplementedError: an activation or device that has no kernel.
+    """
+    code = _activations.code_of("csr_linear", activation)
+    _check_packed("csr_linear", w)
+    return linear(x, w.values, w.structure, w.scale, bias, w._shape[0], code)
+
+
+def csr_conv2d(
+    x: Tensor,
+    w: CSRTensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    activation: str = "none",
+) -> Tensor:
+    """1x1 convolution without padding and groups: activation(conv(x, W) + bias).
+
+    Args:
+        x: [batch, cols, height, width], float32, bfloat16 or float16. NCHW memory is taken as it
+            is; anything else is copied into it first.
+        w: [rows, cols]: output and input channels.
+        bias: [rows], float32 or the dtype of x.
+        stride: in both directions, 1 or more.
+        activation: as in `csr_linear`.
+
+    Returns:
+        [batch, rows, ceil(height / stride), ceil(width / stride)] in the dtype of x, NCHW.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `csr_linear`.
+    """
+    code = _activations.code_of("csr_conv2d", activation)
+    _check_packed("csr_conv2d", w)
+    return conv2d(x, w.values, w.structure, w.scale, bias, w._shape[0], stride, code)
+
+
+def csr_sddmm(grad: Tensor, x: Tensor, w: CSRTensor) -> Tensor:
+    """The entries of grad^T x at the kept weights of w: the gradient of its values.
+
+    Args:
+        grad: [m, rows], float32, bfloat16 or float16.
+        x: [m, cols], the dtype of grad.
+        w: gives the pattern only.
+
+    Returns:
+        float32, in the order of ``w.values``; padding entries are 0.
+
+    Raises:
+        TypeError, ValueError: as `csr_linear`.
+    """
+    _check_packed("csr_sddmm", w)
+    try:
+        result: Tensor = _sddmm(grad, x, w.structure, w.values.numel())
+        return result
+    except RuntimeError as error:
+        raise _explained(error, "csr_sddmm", grad=grad, x=x) from None
+
+
+def linear(
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    activation: int,
+) -> Tensor:
+    """`csr_linear` from the parts of a packed matrix and an activation's code."""
+    result: Tensor
+    if torch.compiler.is_compiling():
+        result = _linear(x, values, structure, scale, bias, rows, activation)
+        return result
+    try:
+        if _autograd_would_idle(x, values, scale, bias):
+            with _below_autograd():
+                result = _linear(x, values, structure, scale, bias, rows, activation)
+        else:
+            result = _linear(x, values, structure, scale, bias, rows, activation)
+        return result
+    except (AttributeError, RuntimeError) as error:
+        raise _explained(error, "csr_linear", x=x, bias=bias) from None
+
+
+def conv2d(
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    stride: int,
+    activation: int,
+) -> Tensor:
+    """`csr_conv2d` from the parts of a packed matrix and an activation's code."""
+    result: Tensor
+    if torch.compiler.is_compiling():
+        result = _conv2d(x, values, structure, scale, bias, rows, stride, activation)
+        return result
+    try:
+        if _autograd_would_idle(x, values, scale, bias):
+            with _below_autograd():
+                result = _conv2d(x, values, structure, scale, bias, rows, stride, activation)
+        else:
+            result = _conv2d(x, values, structure, scale, bias, rows, stride, activation)
+        return result
+    except (AttributeError, RuntimeError) as error:
+        raise _explained(error, "csr_conv2d", x=x, bias=bias) from None
+
+
+def _autograd_would_idle(
+    x: Tensor, values: Tensor, scale: Tensor | None, bias: Tensor | None
+) -> bool:
+    """Whether the autograd kernel would run and record nothing (inference mode has none)."""
+    if forward_ad._current_level >= 0 and any(
+        _unpack_dual(t).tangent is not None for t in (x, values, bias) if t is not None
+    ):
+        raise NotImplementedError(
+            "csr: gradients must be in reverse mode (backward), got a forward-mode dual tensor"
+        )
+    if torch.is_grad_enabled():
+        return not (
+            x.requires_grad
+            or values.requires_grad
+            or (bias is not None and bias.requires_grad)
+            or (scale is not None and scale.requires_grad)
+        )
+    return not torch.is_inference_mode_enabled()
+
+
+def _explained(error: Exception, operator: str, **arguments: object) -> Exception:
+    """The exception that the user shall see for one that an operator raised."""
+    for name, argument in arguments.items():
+        if not isinstance(argument, Tensor) and (argument is not None or name != "bias"):
+            got = type(argument).__name__
+            return TypeError(f"{operator}: {name} must be a torch.Tensor, got {got}")
+    if isinstance(error, NotImplementedError) and "backend" in str(error):  # torch's own
+        devices = {str(a.device) for a in arguments.values() if isinstance(a, Tensor)}
+        existing = "cpu" if torch.version.cuda is None else "cpu and cuda"
+        return NotImplementedError(
+            f"{operator}: x must be on a device with kernels ({existing}), "
+            f"got {' and '.join(sorted(devices))}"
+        )
+    return translated(error) if isinstance(error, RuntimeError) else error
+
+
+def _check_packed(operator: str, w: object) -> None:
+    if not isinstance(w, CSRTensor):
+        raise TypeError(f"{operator}: w must be a CSRTensor, got {type(w).__name__}")
+
+
+# --- fake kernels: shapes and dtypes without data ------------------------------------------------
+
+
+def register_fake(name: str) -> Callable[[_F], _F]:
+    """`torch.library.register_fake` for an operator of this library, typed."""
+    decorator: Callable[[_F], _F] = torch.library.register_fake(f"sparsekern::{name}")
+    return decorator
+
+
+def check_parts(
+    operator: str,
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+) -> None:
+    """What can be checked of an operator's arguments without their data."""
+    if x.dtype not in _X_DTYPES:
+        raise TypeError(f"{operator}: x must be float32, bfloat16 or float16, got {x.dtype}")
+    if values.dtype not in _VALUE_DTYPES:
+        raise TypeError(
+            f"{operator}: values must be float32, bfloat16, float16 or int8, got {values.dtype}"
+        )
+    if structure.dtype != torch.uint8:
+        raise TypeError(f"{operator}: structure must be uint8, got {structure.dtype}")
+    for name, part in (("values", values), ("structure", structure)):
+        if part.dim() != 1:
+            raise ValueError(f"{operator}: {name} must be 1-D, got shape {list(part.shape)}")
+    if (scale is not None) != (values.dtype == torch.int8):
+        got = "none" if scale is None else "one"
+        raise ValueError(f"{operator}: scale must come with int8 values and no others, got {got}")
+    if scale is not None and scale.dtype != torch.float32:
+        raise TypeError(f"{operator}: scale must be float32, got {scale.dtype}")
+    if bias is not None and bias.dtype not in _X_DTYPES:
+        raise TypeError(f"{operator}: bias must be float32 or {x.dtype}, got {bias.dtype}")
+    for name, vector in (("scale", scale), ("bias", bias)):
+        if vector is not None and (vector.dim() != 1 or vector.shape[0] != rows):
+            raise ValueError(f"{operator}: {name} must be [{rows}], got {list(vector.shape)}")
+    for name, vector in (("values", values), ("structure", structure), ("bias", bias)):
+        if vector is not None and vector.device != x.device:
+            raise ValueError(
+                f"{operator}: {name} must be on {x.device} like x, got {vector.device}"
+            )
+
+
+def check_activation(operator: str, activation: int) -> None:
+    """Raise ValueError unless `activation` is a code."""
+    last = len(_activations.ACTIVATIONS) - 1
+    if not 0 <= activation <= last:
+        raise ValueError(f"{operator}: activation must be in [0, {last}], got {activation}")
+
+
+@register_fake("csr_linear")
+def _csr_linear_fake(
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    activation: int = 0,
+) -> Tensor:
+    check_parts("csr_linear", x, values, structure, scale, bias, rows)
+    check_activation("csr_linear", activation)
+    if x.dim() < 1:
+        raise ValueError("csr_linear: x must have 1 to 16 dimensions, got 0")
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+@register_fake("csr_conv2d")
+def _csr_conv2d_fake(
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    stride: int = 1,
+    activation: int = 0,
+) -> Tensor:
+    check_parts("csr_conv2d", x, values, structure, scale, bias, rows)
+    check_activation("csr_conv2d", activation)
+    if x.dim() != 4:
+        raise ValueError(
+            f"csr_conv2d: x must have 4 dimensions (batch, channels, height, width), got {x.dim()}"
+        )
+    if stride < 1:
+        raise ValueError(f"csr_conv2d: stride must be at least 1, got {stride}")
+    batch, _, height, width = x.shape
+    return x.new_empty(
+        (batch, rows, (height + stride - 1) // stride, (width + stride - 1) // stride)
+    )
+
+
+@register_fake("csr_sddmm")
+def _csr_sddmm_fake(grad: Tensor, x: Tensor, structure: Tensor, numel: int) -> Tensor:
+    for name, tensor in (("grad", grad), ("x", x)):
+        if tensor.dtype not in _X_DTYPES:
+            raise TypeError(
+                f"csr_sddmm: {name} must be float32, bfloat16 or float16, got {tensor.dtype}"
+            )
+        if tensor.dim() != 2:
+            raise ValueError(f"csr_sddmm: {name} must be 2-D, got shape {list(tensor.shape)}")
+    if grad.dtype != x.dtype:
+        raise TypeError(f"csr_sddmm: grad must have the dtype of x ({x.dtype}), got {grad.dtype}")
+    if structure.dtype != torch.uint8 or structure.dim() != 1:
+        raise TypeError("csr_sddmm: structure must be a 1-D uint8 tensor")
+    if grad.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"csr_sddmm: grad and x must have equal rows, got {grad.shape[0]} and {x.shape[0]}"
+        )
+    return x.new_empty((numel,), dtype=torch.float32)
