@@ -14,7 +14,7 @@ CXX_SOURCES := CMakeLists.txt pyproject.toml $(wildcard cmake/*.cmake) \
   $(shell find csrc -type f -not -name '*.md' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test demo bench lint clean
+.PHONY: help build test demo bench lint docs clean
 
 help:
 	@echo "make build              environment in .venv, and the library built into it"
@@ -22,6 +22,7 @@ help:
 	@echo "make demo [ARGS=--fast] a real model pruned, converted, checked and measured"
 	@echo "make bench [ARGS=...]   benchmarks, into bench/results/"
 	@echo "make lint               ruff and mypy"
+	@echo "make docs               the API reference, into build/docs"
 	@echo "make clean              removes what was built; keeps .venv"
 
 # torch comes first and alone: with the version fixed, nothing installed later can replace it.
@@ -73,6 +74,17 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+$(VENV)/.docs: $(VENV)/.built
+	@$(BIN)/pip install -q "pdoc>=15"
+	@touch $@
+
+# The modules that the package's own page does not list.
+DOCUMENTED := sparsekern $(addprefix sparsekern.,patterns prune csr convert checkpoint measure)
+
+docs: $(VENV)/.docs
+	@$(BIN)/pdoc --docformat google --no-show-source -o build/docs $(DOCUMENTED)
+	@echo "wrote build/docs/index.html"
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.built

@@ -55,7 +55,7 @@ def code_blocks(language: str) -> list[str]:
 
 def test_readme_python_runs(tmp_path):
     (block,) = code_blocks("python")
-    assert "csr_linear_" in run(["-c", block], tmp_path) or "dense" in block
+    assert "whole model" in run(["-c", block], tmp_path)  # the report's last line
     assert (tmp_path / "model.safetensors").is_file()
 
 

@@ -471,6 +471,7 @@ size_t CsrPacker::structure_bytes() const {
 void CsrPacker::Fill(void* values, void* structure) const {
   uint8_t* base = static_cast<uint8_t*>(structure);
   std::memcpy(base, prefix_.data(), prefix_.size());
+  if (layout_.steps == 0) return;  // nothing kept: `values` is empty and may be null
   std::memset(base + prefix_.size(), 0, structure_bytes() - prefix_.size());
   std::memset(values, 0, static_cast<size_t>(value_count()) * SizeOf(dtype_));
   const Sections at =

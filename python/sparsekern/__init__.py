@@ -14,13 +14,14 @@ from sparsekern._core import __version__
 _library.load()  # what follows needs the operators
 
 from sparsekern import autograd, distill, nn, ops  # noqa: E402
+from sparsekern._hf import load_pretrained  # noqa: E402
 from sparsekern.checkpoint import (  # noqa: E402
     CheckpointError,
     load_file,
     load_tensors,
     save_file,
 )
-from sparsekern.convert import convert_  # noqa: E402
+from sparsekern.convert import ConvertResult, convert_  # noqa: E402
 from sparsekern.csr import CSRTensor  # noqa: E402
 from sparsekern.patterns import Block, Unstructured  # noqa: E402
 from sparsekern.prune import prune_  # noqa: E402
@@ -33,12 +34,14 @@ __all__ = [
     "Block",
     "CSRTensor",
     "CheckpointError",
+    "ConvertResult",
     "Unstructured",
     "__version__",
     "autograd",
     "convert_",
     "distill",
     "load_file",
+    "load_pretrained",
     "load_tensors",
     "nn",
     "ops",

@@ -65,6 +65,11 @@ TEST_P(CsrSddmmTest, RowCountsAndTypes) {
   }
 }
 
+TEST_P(CsrSddmmTest, NothingKept) {
+  const ForcedIsa forced(GetParam());
+  Check(MakeCase(20, 30, 0.0, DType::kF32, 1), 5, DType::kF32);
+}
+
 #if !defined(__wasm__)
 TEST_P(CsrSddmmTest, ThreadsChangeNoBit) {
   const ForcedIsa forced(GetParam());

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes the fuzzer's first inputs: small valid csr matrices, in the layout that
-``tests/cpp/fuzz_csr_reader.cc`` reads.
+``tests/fuzz/csr_reader.cc`` reads.
 
 Usage: python tests/fuzz/make_seeds.py FOLDER
 """

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts a short table of speed-ups between the README's performance markers, from the records.
+
+`python bench/readme_table.py`; bench/report.py writes the long form, docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bars import OURS, Record
+from environment import RESULTS, ROOT
+from report import _load
+
+BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
+SPARSITIES = (0.7, 0.8, 0.9, 0.95)
+_CASES = {
+    "mobilenet": "1x1 convolutions of",
+    "conv2d": "1x1 convolution",
+    "linear": "linear layer,",
+    "decode": "linear layer,",
+    "model": "all-MiniLM-L6-v2, end to end,",
+}
+_SHOWN = {"conv2d": ("28x28x256", "7x7x1024"), "linear": ("128 rows, 1024-1024",)}
+
+
+def _speedups(record: Record, over: str) -> list[str]:
+    """Ours over the fastest of the dense candidates whose name holds `over`, per sparsity."""
+    cells = []
+    for sparsity in SPARSITIES:
+        found = [
+            ratio["median"]
+            for ratio in record["speedups"]
+            if ratio["of"] == OURS and ratio["sparsity"] == sparsity and over in ratio["over"]
+        ]
+        cells.append(f"{min(found):.2f}" if found else "-")
+    return cells
+
+
+def table(records: Sequence[Record]) -> Iterator[str]:
+    """Two lines per case: against the best dense fp32, and against dense bf16."""
+    yield "| | speed-up over | " + " | ".join(f"{s:.0%}" for s in SPARSITIES) + " |"
+    yield "|---|---|" + "---|" * len(SPARSITIES)
+    for bench, title in _CASES.items():
+        cases = [r for r in records if r["bench"] == bench]
+        threads = max((r["threads"] for r in cases), default=0)
+        for record in cases:
+            case = record["case"]
+            if record["threads"] != threads or case not in _SHOWN.get(bench, (case,)):
+                continue
+            name = f"{title} {case}"
+            for over, label in (("dense fp32", "best dense fp32"), ("dense bf16", "dense bf16")):
+                cells = _speedups(record, over)
+                if any(cell != "-" for cell in cells):
+                    yield f"| {name} | {label} | " + " | ".join(cells) + " |"
+                    name = ""
+
+
+def fill(readme: Path, results: Path) -> None:
+    """Replace what is between the markers."""
+    lines = []
+    for folder in sorted({path.parent for path in results.glob("*/*.jsonl")}):
+        records, environment = _load(folder)
+        body = list(table(records))
+        if len(body) <= 2:
+            continue
+        flags = set(environment["flags"])
+        amx = "with AMX" if "amx_bf16" in flags else "without AMX: its dense bf16 is slow"
+        where = f"{environment['machine']}, all {environment['cores']} cores, {amx}"
+        lines += [
+            f"{where}. Above 1, sparse fp32 is faster.",
+            "",
+            *body,
+            "",
+        ]
+    if not lines:
+        raise SystemExit(f"readme_table: {results} must hold records, got none; run `make bench`")
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"readme_table: {readme} must hold {BEGIN} and {END}")
+    text = "\n".join(lines).rstrip()
+    readme.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+    print(f"filled {readme}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    given = parser.parse_args()
+    fill(given.readme, given.results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint and inputs that every host of the module multiplies, and what the oracle expects.
+
+`write` makes a folder with model.safetensors, cases.json and one file of raw elements for each
+input; a host adds one file of raw elements for each result; `check` compares those.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import compare
+import oracle
+from sparsekern import CSRTensor, save_file
+from sparsekern.nn import CSRConv2d, CSRLinear
+
+TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One product. `shape` is x's: [rows, cols], or [batch, cols, height, width]."""
+
+    name: str
+    layer: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _packed(rows: int, cols: int, dtype: torch.dtype, block_rows: int, seed: int) -> CSRTensor:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, cols, generator=generator)
+    groups = torch.rand(-(-rows // block_rows), cols, generator=generator) < 0.25
+    mask = groups.repeat_interleave(block_rows, 0)[:rows]
+    return CSRTensor.from_dense(weight, mask=mask, block_rows=block_rows, dtype=dtype)
+
+
+def _layer(kind: type, packed: CSRTensor, activation: str, **options: int) -> nn.Module:
+    generator = torch.Generator().manual_seed(packed.shape[0])
+    return kind.from_packed(packed, torch.randn(packed.shape[0], generator=generator), activation, **options)
+
+
+def model() -> nn.ModuleDict:
+    """Layers of every dtype, block height and activation; the last two are tied."""
+    layers = nn.ModuleDict(
+        {
+            "relu": _layer(CSRLinear, _packed(130, 257, torch.float32, 1, 0), "relu"),
+            "gelu": _layer(CSRLinear, _packed(301, 96, torch.bfloat16, 2, 1), "gelu"),
+            "silu": _layer(CSRLinear, _packed(65, 128, torch.float16, 4, 2), "silu"),
+            "hardswish": _layer(CSRLinear, _packed(77, 200, torch.int8, 1, 3), "hardswish"),
+            "tanh": _layer(CSRLinear, _packed(64, 64, torch.float32, 4, 4), "gelu_tanh"),
+            "conv": _layer(CSRConv2d, _packed(48, 150, torch.float32, 1, 5), "relu6", stride=2),
+            "flat": _layer(CSRConv2d, _packed(33, 20, torch.float32, 2, 6), "none"),
+        }
+    )
+    layers["one"] = CSRLinear.from_packed(layers["tanh"].weight, None, "none")
+    return layers.eval()
+
+
+def cases(layers: nn.ModuleDict) -> list[Case]:
+    """Row counts on both sides of every width of the batch kernels, and both kinds of 16 bits."""
+    found = []
+    for name, layer in layers.items():
+        rows, cols = layer.weight.shape
+        shapes = [(m, cols) for m in (1, 2, 3, 9, 33, 70)]
+        if isinstance(layer, CSRConv2d):
+            shapes = [(2, cols, 7, 9), (1, cols, 14, 14), (1, cols, 1, 1)]
+        found += [Case(f"{name}-{i}", name, "float32", shape) for i, shape in enumerate(shapes)]
+        found += [Case(f"{name}-{dtype}", name, dtype, shapes[-2]) for dtype in ("bfloat16", "float16")]
+    found += [Case("special-" + name, name, "float32", (5, layers[name].weight.shape[1])) for name in ("relu", "silu")]
+    return found
+
+
+def _input(case: Case) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(case.name) + sum(case.shape))
+    x = torch.randn(case.shape, generator=generator)
+    if case.name.startswith("special"):
+        x[1, 3], x[2, 5], x[3, 7] = float("nan"), float("inf"), float("-inf")
+    return x.to(TORCH[case.dtype])
+
+
+def _raw(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8 if tensor.dtype == torch.int8 else tensor.dtype).reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def write(folder: Path) -> None:
+    """Make the folder's files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = model()
+    save_file(layers, folder / "model.safetensors")
+    made = cases(layers)
+    for case in made:
+        (folder / f"{case.name}.x").write_bytes(_raw(_input(case)))
+    (folder / "cases.json").write_text(json.dumps([asdict(case) for case in made]))
+
+
+def check(folder: Path, host: str) -> int:
+    """Compare every result that `host` left in the folder; the number of results."""
+    layers = model()
+    made = cases(layers)
+    for case in made:
+        layer = layers[case.layer]
+        packed = layer.weight
+        dtype = str(packed.dtype).removeprefix("torch.")
+        stored = packed.values.view(torch.uint16) if dtype in ("bfloat16", "float16") else packed.values
+        values = stored.detach().numpy()
+        if dtype == "float16":
+            values = values.view(np.float16)
+        matrix = oracle.read_csr(values, packed.structure.numpy(), dtype)
+        dense = matrix.dense
+        if packed.scale is not None:
+            dense = dense * packed.scale.double().numpy()[:, None]
+        bias = None if layer.bias is None else layer.bias.detach().double().numpy()
+        x = _input(case).double().numpy()
+        if isinstance(layer, CSRConv2d):
+            expected = oracle.conv2d(x, dense, matrix.mask, bias, layer.stride)
+        else:
+            expected = oracle.linear(x, dense, matrix.mask, bias)
+        raw = np.frombuffer((folder / f"{case.name}.{host}").read_bytes(), np.uint8)
+        got = oracle.elements(raw.view(np.float32 if case.dtype == "float32" else np.uint16).copy(), case.dtype)
+        assert got.size == expected.value.size, f"{case.name}: {got.size} elements"
+        compare.assert_close(got.reshape(expected.value.shape), expected, case.dtype, layer.activation, what=f"{host} {case.name}")
+    return len(made)
+
+
+if __name__ == "__main__":
+    command, place, *hosts = sys.argv[1:]
+    if command == "write":
+        write(Path(place))
+    else:
+        for name in hosts:
+            print(f"{name}: {check(Path(place), name)} results agree with the oracle")
