@@ -136,7 +136,11 @@ def candidates(workers: Sequence[Worker], networks: Sequence[Network]) -> list[C
     """What the peers can run of the networks; those of the case before are unloaded."""
     found = []
     for worker in workers:
-        worker.unload()
+        try:
+            worker.unload()
+        except PeerError as error:
+            print(f"peer left out: {error}")
+            continue
         for network in networks:
             try:
                 found.append(worker.candidate(network))

@@ -48,10 +48,10 @@ void Register(int64_t size, int64_t in, int64_t out) {
   for (int sparsity : {80, 90}) {
     for (int threads : ThreadCounts()) {
       for (const KernelSet& set : KernelSets()) {
-        const std::string name = "csr_conv2d/" + std::to_string(size) + "x" +
-                                 std::to_string(size) + "x" + std::to_string(in) + "x" +
-                                 std::to_string(out) + "/" + std::to_string(sparsity) + "/" +
-                                 std::to_string(threads) + "/" + set.name;
+        const std::string name = "csr_conv2d/" + std::to_string(size) + "x" + std::to_string(size) +
+                                 "x" + std::to_string(in) + "x" + std::to_string(out) + "/" +
+                                 std::to_string(sparsity) + "/" + std::to_string(threads) + "/" +
+                                 set.name;
         benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
           Conv2d(state, set, size, in, out, sparsity, threads);
         })->UseRealTime();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The machine's limits, for shares in the same run: reading memory in a stream, and multiply-adds
-// on registers. A shared library that harness code in Python calls; it returns when the work is done.
+// on registers. A shared library that harness code in Python calls; it returns when the work is
+// done.
 #include <cstddef>
 #include <cstdint>
 #include <thread>
@@ -15,38 +16,38 @@ namespace {
 #define SPARSEKERN_TARGET_BASE
 
 // Adds up `words` in four independent chains so that loads, not additions, are the limit.
-#define SPARSEKERN_DEFINE(suffix, target, width)                                             \
-  typedef uint64_t Words##suffix __attribute__((vector_size(width)));                        \
-  typedef float Floats##suffix __attribute__((vector_size(width)));                          \
-  target uint64_t Read##suffix(const char* data, size_t bytes, int streams) {                \
-    const size_t part = bytes / streams / (4 * width) * (4 * width);                         \
-    Words##suffix a = {}, b = {}, c = {}, d = {};                                            \
-    for (size_t at = 0; at < part; at += 4 * width) {                                        \
-      for (int s = 0; s < streams; ++s) {                                                    \
-        const auto* in = reinterpret_cast<const Words##suffix*>(data + s * part + at);       \
-        a += in[0];                                                                          \
-        b += in[1];                                                                          \
-        c += in[2];                                                                          \
-        d += in[3];                                                                          \
-      }                                                                                      \
-    }                                                                                        \
-    a += b + c + d;                                                                          \
-    uint64_t sum = 0;                                                                        \
-    for (size_t i = 0; i < width / 8; ++i) sum += a[i];                                      \
-    return sum;                                                                              \
-  }                                                                                          \
-  /* Twelve chains cover a latency of 4 to 6 cycles on two or three units. */                \
-  target float Fma##suffix(int64_t steps) {                                                  \
-    Floats##suffix acc[12], x = {}, y = {};                                                  \
-    x += 0.999f;                                                                             \
-    y += 0.001f;                                                                             \
-    for (auto& a : acc) a = y;                                                               \
-    for (int64_t i = 0; i < steps; ++i) {                                                    \
-      for (auto& a : acc) a = a * x + y;                                                     \
-      asm volatile("");                                                                      \
-    }                                                                                        \
-    for (int i = 1; i < 12; ++i) acc[0] += acc[i];                                           \
-    return acc[0][0];                                                                        \
+#define SPARSEKERN_DEFINE(suffix, target, width)                                       \
+  typedef uint64_t Words##suffix __attribute__((vector_size(width)));                  \
+  typedef float Floats##suffix __attribute__((vector_size(width)));                    \
+  target uint64_t Read##suffix(const char* data, size_t bytes, int streams) {          \
+    const size_t part = bytes / streams / (4 * width) * (4 * width);                   \
+    Words##suffix a = {}, b = {}, c = {}, d = {};                                      \
+    for (size_t at = 0; at < part; at += 4 * width) {                                  \
+      for (int s = 0; s < streams; ++s) {                                              \
+        const auto* in = reinterpret_cast<const Words##suffix*>(data + s * part + at); \
+        a += in[0];                                                                    \
+        b += in[1];                                                                    \
+        c += in[2];                                                                    \
+        d += in[3];                                                                    \
+      }                                                                                \
+    }                                                                                  \
+    a += b + c + d;                                                                    \
+    uint64_t sum = 0;                                                                  \
+    for (size_t i = 0; i < width / 8; ++i) sum += a[i];                                \
+    return sum;                                                                        \
+  }                                                                                    \
+  /* Twelve chains cover a latency of 4 to 6 cycles on two or three units. */          \
+  target float Fma##suffix(int64_t steps) {                                            \
+    Floats##suffix acc[12], x = {}, y = {};                                            \
+    x += 0.999f;                                                                       \
+    y += 0.001f;                                                                       \
+    for (auto& a : acc) a = y;                                                         \
+    for (int64_t i = 0; i < steps; ++i) {                                              \
+      for (auto& a : acc) a = a * x + y;                                               \
+      asm volatile("");                                                                \
+    }                                                                                  \
+    for (int i = 1; i < 12; ++i) acc[0] += acc[i];                                     \
+    return acc[0][0];                                                                  \
   }
 
 SPARSEKERN_DEFINE(Base, SPARSEKERN_TARGET_BASE, 16)

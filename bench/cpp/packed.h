@@ -48,8 +48,8 @@ class Packed {
   size_t next_ = 0;
 };
 
-// Made once for the whole program: google-benchmark runs a benchmark several times to find its number
-// of iterations, and interleaves repetitions.
+// Made once for the whole program: google-benchmark runs a benchmark several times to find its
+// number of iterations, and interleaves repetitions.
 Packed& PackedOnce(int64_t rows, int64_t cols, int sparsity);
 
 std::vector<float> RandomVector(int64_t n, uint64_t seed);

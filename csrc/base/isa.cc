@@ -74,9 +74,9 @@ IsaMask Detect() {
   const bool osxsave = Bit(c, 27), avx = Bit(c, 28), fma = Bit(c, 12), f16c = Bit(c, 29);
   if (!osxsave || !avx) return kScalar;
   const uint64_t saved = EnabledRegisters();
-  constexpr uint64_t kYmm = 0x6;           // SSE and AVX state
-  constexpr uint64_t kZmm = kYmm | 0xe0;   // plus mask registers and both halves of ZMM
-  constexpr uint64_t kTiles = 0x60000;     // AMX configuration and data
+  constexpr uint64_t kYmm = 0x6;          // SSE and AVX state
+  constexpr uint64_t kZmm = kYmm | 0xe0;  // plus mask registers and both halves of ZMM
+  constexpr uint64_t kTiles = 0x60000;    // AMX configuration and data
   if ((saved & kYmm) != kYmm) return kScalar;
   if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0) return kScalar;
   IsaMask mask = kScalar;
@@ -144,7 +144,8 @@ Environment ReadEnvironment() {
   const char* name = std::getenv("SPARSEKERN_ISA");
   if (name == nullptr || *name == '\0') return environment;
   const Status status = IsaFromName(name, &environment.mask);
-  if (!status.ok()) environment.status = Status::InvalidValue("SPARSEKERN_ISA: " + status.message());
+  if (!status.ok())
+    environment.status = Status::InvalidValue("SPARSEKERN_ISA: " + status.message());
   return environment;
 }
 

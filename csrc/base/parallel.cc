@@ -12,8 +12,8 @@ namespace sparsekern {
 
 namespace {
 
-// A sparse layer takes 10-1000 us and the next follows at once, while waking a sleeping thread takes
-// about 50 us: so a thread looks this many times for work before it sleeps (some 10-50 us).
+// A sparse layer takes 10-1000 us and the next follows at once, while waking a sleeping thread
+// takes about 50 us: so a thread looks this many times for work before it sleeps (some 10-50 us).
 constexpr int kSpins = 2000;
 
 void Pause() {
@@ -39,7 +39,7 @@ struct ThreadPool::Impl {
   std::vector<std::thread> workers;
   std::atomic<bool> busy{false};
   std::atomic<bool> stop{false};
-  std::atomic<uint32_t> job{0};        // counts jobs; a change wakes the workers
+  std::atomic<uint32_t> job{0};         // counts jobs; a change wakes the workers
   std::atomic<uint32_t> unfinished{0};  // workers still in the current job
 
   // The current job; written before `job` is counted up, read after.
@@ -49,8 +49,8 @@ struct ThreadPool::Impl {
 
   int threads() const { return static_cast<int>(workers.size()) + 1; }
 
-  // Range `part` of `threads()` nearly equal ones. The quotient and the remainder are taken apart so
-  // that nothing overflows however large n is.
+  // Range `part` of `threads()` nearly equal ones. The quotient and the remainder are taken apart
+  // so that nothing overflows however large n is.
   void RunPart(int part) const {
     const int64_t each = n / threads();
     const int64_t longer = n % threads();

@@ -5,8 +5,7 @@
 
 namespace sparsekern {
 
-Status::Status(StatusCode code, std::string message)
-    : code_(code), message_(std::move(message)) {}
+Status::Status(StatusCode code, std::string message) : code_(code), message_(std::move(message)) {}
 
 Status Status::InvalidType(std::string message) {
   return Status(StatusCode::kInvalidType, std::move(message));

@@ -39,9 +39,9 @@ void RequireDevice(const Tensor& t, const Tensor& x, const char* argument) {
 const float* RowVector(const MaybeTensor& t, const Tensor& x, const char* argument, int64_t rows,
                        std::optional<Tensor>* keep) {
   if (!t.has_value()) return nullptr;
-  Require(t->dim() == 1 && t->size(0) == rows,
-          std::string(argument) + " must have rows (" + std::to_string(rows) + ") elements, got " +
-              std::to_string(t->numel()));
+  Require(t->dim() == 1 && t->size(0) == rows, std::string(argument) + " must have rows (" +
+                                                   std::to_string(rows) + ") elements, got " +
+                                                   std::to_string(t->numel()));
   *keep = torch::stable::contiguous(torch::stable::to(*t, ScalarType::Float));
   RequireDevice(**keep, x, argument);
   return static_cast<const float*>((*keep)->const_data_ptr());
@@ -55,13 +55,15 @@ Tensor CsrLinearCuda(const Tensor& x, const Tensor& values, const Tensor& struct
           "rows must be positive and activation in [0, 6]");
   RequireDevice(values, x, "values");
   RequireDevice(structure, x, "structure");
-  Require(structure.scalar_type() == ScalarType::Byte && structure.dim() == 1 && structure.numel() >= 64,
+  Require(structure.scalar_type() == ScalarType::Byte && structure.dim() == 1 &&
+              structure.numel() >= 64,
           "structure must be a uint8 vector of at least 64 bytes");
   cuda::CsrLinearArgs a = {};
   a.x_dtype = RequireDType(x, "x");
   a.value_dtype = RequireDType(values, "values");
   if (a.x_dtype == DType::kI8) {
-    ThrowIfError(Status::InvalidType("csr_linear: x must be float32, bfloat16 or float16, got int8"));
+    ThrowIfError(
+        Status::InvalidType("csr_linear: x must be float32, bfloat16 or float16, got int8"));
   }
   Require((a.value_dtype == DType::kI8) == scale.has_value(),
           "scale must be given for int8 values and for no others");
@@ -78,7 +80,8 @@ Tensor CsrLinearCuda(const Tensor& x, const Tensor& values, const Tensor& struct
   if (a.x_rows == 0) return y;
   const int device = static_cast<int>(x.get_device_index());
   int multiprocessors = 0;
-  Require(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess,
+  Require(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) ==
+              cudaSuccess,
           "the CUDA device does not answer");
   a.cols = x.size(dims - 1);
   a.rows = rows;

@@ -98,10 +98,12 @@ py::tuple Pack(const py::array& dense, const std::string& dtype_name,
   Status status;
   {
     const py::gil_scoped_release release;
-    status = packer.Plan(dense.data(), dtype, dense.shape(0), dense.shape(1), mask_data, block_rows);
+    status =
+        packer.Plan(dense.data(), dtype, dense.shape(0), dense.shape(1), mask_data, block_rows);
   }
   Raise(status);
-  py::array values(NumpyType(dtype), std::vector<ssize_t>{static_cast<ssize_t>(packer.value_count())});
+  py::array values(NumpyType(dtype),
+                   std::vector<ssize_t>{static_cast<ssize_t>(packer.value_count())});
   py::array structure(py::dtype::of<uint8_t>(),
                       std::vector<ssize_t>{static_cast<ssize_t>(packer.structure_bytes())});
   void* values_data = values.mutable_data();
@@ -189,10 +191,12 @@ void RegisterCsr(py::module_& m) {
         "The dense [rows, cols] array; validates first.");
   m.def("csr_mask", &Mask, py::arg("structure"), "bool [rows, cols]: which weights are kept.");
   m.def("csr_validate", &Validate, py::arg("values"), py::arg("structure"), py::arg("dtype"),
-        "Check everything docs/formats.md demands, as of untrusted input; ValueError says what is wrong.");
+        "Check everything docs/formats.md demands, as of untrusted input; ValueError says what is "
+        "wrong.");
   m.def("csr_info", &Info, py::arg("structure"), "The header's fields and the number of tiles.");
   m.def("csr_transpose", &Transpose, py::arg("structure"),
-        "(structure of the transposed pattern, int64 permutation): entry i of the transposed values is\n"
+        "(structure of the transposed pattern, int64 permutation): entry i of the transposed "
+        "values is\n"
         "values[permutation[i]], or padding where that is -1.");
   m.def("csr_kernel", &Kernel, py::arg("structure"), py::arg("dtype"), py::arg("x_rows"),
         py::arg("conv") = false,

@@ -50,13 +50,15 @@ void SetIsa(const py::object& name) {
 void RegisterIsa(py::module_& m) {
   m.attr("__version__") = Version();
   m.attr("compiler") = Compiler();
-  m.def("detected_isa", [] { return IsaNames(DetectedIsa()); },
-        "Names of the instruction sets that this processor and its operating system support.");
+  m.def(
+      "detected_isa", [] { return IsaNames(DetectedIsa()); },
+      "Names of the instruction sets that this processor and its operating system support.");
   m.def("active_isa", &ActiveIsaNames,
         "Names of the instruction sets that kernel selection may use.\n\n"
         "Raises ValueError when SPARSEKERN_ISA names none that this processor has.");
   m.def("set_isa", &SetIsa, py::arg("name"),
-        "Restrict kernel selection, for the whole process, to the instruction set `name` and what it\n"
+        "Restrict kernel selection, for the whole process, to the instruction set `name` and what "
+        "it\n"
         "implies; None goes back to SPARSEKERN_ISA or, where that is unset, to all detected.\n\n"
         "Raises ValueError when the name is unknown or this processor lacks the set.");
 }

@@ -52,8 +52,8 @@ CsrStructure Structure(const char* op, const Tensor& structure) {
     Fail(Status::InvalidType(std::string(op) + ": structure must be a contiguous uint8 vector"));
   }
   CsrStructure parsed;
-  ThrowIfError(ParseCsrStructure(structure.const_data_ptr(),
-                                 static_cast<size_t>(structure.numel()), op, &parsed));
+  ThrowIfError(ParseCsrStructure(structure.const_data_ptr(), static_cast<size_t>(structure.numel()),
+                                 op, &parsed));
   return parsed;
 }
 
@@ -90,7 +90,8 @@ Activation ActivationOf(const char* op, int64_t code) {
 }
 
 // A bias as contiguous fp32. `keep` owns the copy when one had to be made.
-const float* Bias(const char* op, const MaybeTensor& bias, int64_t rows, std::optional<Tensor>* keep) {
+const float* Bias(const char* op, const MaybeTensor& bias, int64_t rows,
+                  std::optional<Tensor>* keep) {
   if (!bias.has_value()) return nullptr;
   CheckCpu(op, "bias", *bias);
   if (bias->dim() != 1 || bias->size(0) != rows) {
@@ -130,7 +131,8 @@ Tensor CsrLinearOp(const Tensor& x, const Tensor& values, const Tensor& structur
   args.x_rows = 1;
   for (int64_t d = 0; d + 1 < dims; ++d) args.x_rows *= sizes[d] = x.size(d);
   sizes[dims - 1] = rows;
-  // A matrix of rows with a stride between them is taken as it is; anything else is made contiguous.
+  // A matrix of rows with a stride between them is taken as it is; anything else is made
+  // contiguous.
   const bool strided = dims == 2 && x.stride(1) == 1 && x.stride(0) >= w.structure.cols;
   const Tensor rows_of_x = strided || x.is_contiguous() ? x : torch::stable::contiguous(x);
   args.x_stride = strided ? x.stride(0) : w.structure.cols;
@@ -149,8 +151,9 @@ Tensor CsrConv2dOp(const Tensor& x, const Tensor& values, const Tensor& structur
   CheckCpu(kOp, "x", x);
   const CsrMatrix w = Matrix(kOp, values, structure, scale, rows);
   if (x.dim() != 4) {
-    Fail(Status::InvalidValue("csr_conv2d: x must have 4 dimensions (batch, channels, height, width), got " +
-                              std::to_string(x.dim())));
+    Fail(Status::InvalidValue(
+        "csr_conv2d: x must have 4 dimensions (batch, channels, height, width), got " +
+        std::to_string(x.dim())));
   }
   if (x.size(1) != w.structure.cols) {
     Fail(Status::InvalidValue("csr_conv2d: x.shape[1] must equal in_channels (" +
@@ -158,7 +161,8 @@ Tensor CsrConv2dOp(const Tensor& x, const Tensor& values, const Tensor& structur
                               std::to_string(x.size(1))));
   }
   if (stride < 1) {
-    Fail(Status::InvalidValue("csr_conv2d: stride must be at least 1, got " + std::to_string(stride)));
+    Fail(Status::InvalidValue("csr_conv2d: stride must be at least 1, got " +
+                              std::to_string(stride)));
   }
   CsrConv2dArgs args;
   args.dtype = FloatType(kOp, "x", x);
@@ -171,8 +175,9 @@ Tensor CsrConv2dOp(const Tensor& x, const Tensor& values, const Tensor& structur
   args.height = x.size(2);
   args.width = x.size(3);
   args.stride = stride;
-  Tensor y = Empty({args.batch, rows, (args.height + stride - 1) / stride,
-                    (args.width + stride - 1) / stride}, args.dtype);
+  Tensor y = Empty(
+      {args.batch, rows, (args.height + stride - 1) / stride, (args.width + stride - 1) / stride},
+      args.dtype);
   args.y = y.mutable_data_ptr();
   ThrowIfError(CsrConv2d(w, args, TorchParallelFor()));
   return y;
@@ -212,10 +217,14 @@ Tensor CsrSddmmOp(const Tensor& grad, const Tensor& x, const Tensor& structure, 
 }  // namespace sparsekern::bind
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsekern, m) {
-  m.def("csr_linear(Tensor x, Tensor values, Tensor structure, Tensor? scale, Tensor? bias, int rows, "
-        "int activation=0) -> Tensor");
-  m.def("csr_conv2d(Tensor x, Tensor values, Tensor structure, Tensor? scale, Tensor? bias, int rows, "
-        "int stride=1, int activation=0) -> Tensor");
+  m.def(
+      "csr_linear(Tensor x, Tensor values, Tensor structure, Tensor? scale, Tensor? bias, int "
+      "rows, "
+      "int activation=0) -> Tensor");
+  m.def(
+      "csr_conv2d(Tensor x, Tensor values, Tensor structure, Tensor? scale, Tensor? bias, int "
+      "rows, "
+      "int stride=1, int activation=0) -> Tensor");
   m.def("csr_sddmm(Tensor grad, Tensor x, Tensor structure, int numel) -> Tensor");
 }
 

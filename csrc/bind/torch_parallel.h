@@ -18,8 +18,8 @@ inline ParallelFor TorchParallelFor() {
       return;
     }
     // Grain 1: torch makes as many ranges as it has threads, at most n. Nested calls run serially.
-    torch::stable::parallel_for(
-        0, n, 1, [&](int64_t begin, int64_t end) { body(body_state, begin, end); });
+    torch::stable::parallel_for(0, n, 1,
+                                [&](int64_t begin, int64_t end) { body(body_state, begin, end); });
   };
   return ParallelFor{run, nullptr, static_cast<int>(torch::stable::get_num_threads())};
 }

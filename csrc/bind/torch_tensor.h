@@ -41,8 +41,8 @@ inline int32_t TorchCode(DType dtype) {
   return aoti_torch_dtype_float32();
 }
 
-// A new contiguous CPU tensor, not initialized. Goes to the allocator directly: torch::stable::empty
-// takes the dispatcher and costs 2 us more, half of a small layer.
+// A new contiguous CPU tensor, not initialized. Goes to the allocator directly:
+// torch::stable::empty takes the dispatcher and costs 2 us more, half of a small layer.
 inline Tensor Empty(const int64_t* sizes, int64_t dims, DType dtype) {
   if (dims > kMaxDims) {
     ThrowIfError(Status::InvalidValue("tensor: must have at most " + std::to_string(kMaxDims) +

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C functions that the WebAssembly module exports, for wasm/sparsekern.mjs and any other host.
 //
-// Pointers are addresses in the module's memory, sizes count elements unless the name says bytes, dtypes
-// and activations are the numbers of dtype.h and activation.h. A call that fails answers 0 where it
-// answers a pointer, else the number of its StatusCode, and leaves its message in sk_error(). Matrices
-// borrow `structure`, `values` and `scale`: they must stay until sk_csr_delete. One thread only.
+// Pointers are addresses in the module's memory, sizes count elements unless the name says bytes,
+// dtypes and activations are the numbers of dtype.h and activation.h. A call that fails answers 0
+// where it answers a pointer, else the number of its StatusCode, and leaves its message in
+// sk_error(). Matrices borrow `structure`, `values` and `scale`: they must stay until
+// sk_csr_delete. One thread only.
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -58,8 +59,10 @@ sparsekern::CsrEpilogue Epilogue(const float* bias, uint32_t activation) {
 
 Status CheckDType(const char* name, uint32_t dtype) {
   if (dtype < 256 && IsValid(DTypeOf(dtype))) return Status::Ok();
-  return Status::InvalidType(std::string(name) + ": dtype must be 0 (float32), 1 (bfloat16), "
-                             "2 (float16) or 3 (int8), got " + std::to_string(dtype));
+  return Status::InvalidType(std::string(name) +
+                             ": dtype must be 0 (float32), 1 (bfloat16), "
+                             "2 (float16) or 3 (int8), got " +
+                             std::to_string(dtype));
 }
 
 }  // namespace
@@ -85,7 +88,8 @@ SPARSEKERN_EXPORT(sk_free) void sk_free(void* memory) { std::free(memory); }
 
 // ---- a packed matrix ---------------------------------------------------------------------------
 
-// Checks everything docs/formats.md demands, as of untrusted input. scale: [rows] for int8, else null.
+// Checks everything docs/formats.md demands, as of untrusted input. scale: [rows] for int8, else
+// null.
 SPARSEKERN_EXPORT(sk_csr_new)
 CsrMatrix* sk_csr_new(const void* structure, uint32_t structure_bytes, const void* values,
                       uint32_t value_count, uint32_t dtype, const float* scale,
@@ -131,8 +135,8 @@ SPARSEKERN_EXPORT(sk_csr_unpack) void sk_csr_unpack(const CsrMatrix* matrix, voi
 
 // ---- packing -----------------------------------------------------------------------------------
 
-// dense: rows x cols, row-major; mask: the same shape, nonzero = kept, or null. Both must stay as they
-// are until sk_packer_fill. Ask for the sizes, allocate, fill, delete.
+// dense: rows x cols, row-major; mask: the same shape, nonzero = kept, or null. Both must stay as
+// they are until sk_packer_fill. Ask for the sizes, allocate, fill, delete.
 SPARSEKERN_EXPORT(sk_packer_new)
 CsrPacker* sk_packer_new(const void* dense, uint32_t dtype, uint32_t rows, uint32_t cols,
                          const uint8_t* mask, uint32_t block_rows) {
@@ -165,8 +169,8 @@ SPARSEKERN_EXPORT(sk_packer_delete) void sk_packer_delete(CsrPacker* packer) { d
 
 // ---- products ----------------------------------------------------------------------------------
 
-// x: x_rows x cols, rows x_stride elements apart; y: x_rows x rows, rows y_stride apart; bias: [rows]
-// or null.
+// x: x_rows x cols, rows x_stride elements apart; y: x_rows x rows, rows y_stride apart; bias:
+// [rows] or null.
 SPARSEKERN_EXPORT(sk_csr_linear)
 int32_t sk_csr_linear(const CsrMatrix* matrix, const void* x, void* y, uint32_t dtype,
                       uint32_t x_rows, uint32_t x_stride, uint32_t y_stride, const float* bias,

@@ -41,8 +41,9 @@ Sections SectionsOf(int64_t tiles, int panel_groups, int64_t steps) {
   return s;
 }
 
-// Panels of 256 groups pad least (2 to 7 %) and keep the batch kernel's tiles dense; but a decode call is
-// split over threads by panels, so a smaller matrix is cut into eight, never below 128 groups each.
+// Panels of 256 groups pad least (2 to 7 %) and keep the batch kernel's tiles dense; but a decode
+// call is split over threads by panels, so a smaller matrix is cut into eight, never below 128
+// groups each.
 int ChoosePanelGroups(int64_t groups) {
   const int64_t wanted = std::clamp<int64_t>(CeilDiv(groups, 8), 128, kCsrMaxPanelGroups);
   const int64_t panels = CeilDiv(groups, wanted);
@@ -83,8 +84,8 @@ int64_t SortTile(const uint8_t* group_counts, int panel_groups, uint8_t* order, 
   return steps;
 }
 
-// Plans a packed structure from a source of patterns: source.Count(group, block) is the number of kept
-// columns of one group in one block.
+// Plans a packed structure from a source of patterns: source.Count(group, block) is the number of
+// kept columns of one group in one block.
 template <typename Source>
 void PlanPrefix(const Source& source, CsrStructure* layout, std::vector<uint8_t>* prefix) {
   const int64_t tiles = layout->panels * layout->blocks;
@@ -253,7 +254,8 @@ void WithSource(DType dtype, const void* dense, const uint8_t* mask, const CsrSt
   }
 }
 
-// The transposed pattern: for each column of the original, its kept rows ascending and where their values are.
+// The transposed pattern: for each column of the original, its kept rows ascending and where their
+// values are.
 struct TransposedSource {
   std::vector<int64_t> start;     // [cols + 1]
   std::vector<int32_t> row;       // kept rows of each column, ascending
@@ -299,8 +301,8 @@ Status ValidateTileLanes(const CsrStructure& s, int64_t t, int limit) {
     if (count[p] > limit) {
       return Corrupt(t, "count must be at most " + Text(limit) + ", got " + Text(count[p]));
     }
-    if (p > 0 && (count[p] > count[p - 1] ||
-                  (count[p] == count[p - 1] && order[p] < order[p - 1]))) {
+    if (p > 0 &&
+        (count[p] > count[p - 1] || (count[p] == count[p - 1] && order[p] < order[p - 1]))) {
       return Corrupt(t, "groups must be sorted by count");
     }
     if (first + order[p] >= groups && count[p] != 0) {
@@ -387,8 +389,8 @@ Status ParseCsrStructure(const void* data, size_t bytes, const char* name, CsrSt
   // Divided before multiplied: a header may claim more than 2^64 bytes.
   const bool claims_too_much = static_cast<uint64_t>(tiles) > bytes / 8 ||
                                static_cast<uint64_t>(s.steps) > bytes / kCsrLanes;
-  const Sections at = SectionsOf(claims_too_much ? 0 : tiles, s.panel_groups,
-                                 claims_too_much ? 0 : s.steps);
+  const Sections at =
+      SectionsOf(claims_too_much ? 0 : tiles, s.panel_groups, claims_too_much ? 0 : s.steps);
   if (claims_too_much || bytes != at.end) {
     return Status::InvalidValue(op + " length must match its header (" + Text(tiles) + " tiles, " +
                                 Text(s.steps) + " steps), got " +
@@ -486,26 +488,24 @@ void UnpackCsr(const CsrStructure& s, const void* values, DType dtype, void* den
   const uint8_t* in = static_cast<const uint8_t*>(values);
   uint8_t* out = static_cast<uint8_t*>(dense);
   std::memset(out, 0, static_cast<size_t>(s.rows) * s.cols * element);
-  ForEachKept(s, s.order, s.count,
-              [&](int64_t step, int lane, int64_t group, int64_t block, int) {
-                const int64_t k = block * kCsrBlockCols + s.index[step * kCsrLanes + lane];
-                for (int i = 0; i < s.block_rows; ++i) {
-                  const int64_t r = group * s.block_rows + i;
-                  if (r >= s.rows) break;
-                  const int64_t from = (step * s.block_rows + i) * kCsrLanes + lane;
-                  std::memcpy(out + (r * s.cols + k) * element, in + from * element, element);
-                }
-              });
+  ForEachKept(s, s.order, s.count, [&](int64_t step, int lane, int64_t group, int64_t block, int) {
+    const int64_t k = block * kCsrBlockCols + s.index[step * kCsrLanes + lane];
+    for (int i = 0; i < s.block_rows; ++i) {
+      const int64_t r = group * s.block_rows + i;
+      if (r >= s.rows) break;
+      const int64_t from = (step * s.block_rows + i) * kCsrLanes + lane;
+      std::memcpy(out + (r * s.cols + k) * element, in + from * element, element);
+    }
+  });
 }
 
 void CsrMask(const CsrStructure& s, uint8_t* mask) {
   std::memset(mask, 0, static_cast<size_t>(s.rows) * s.cols);
-  ForEachKept(s, s.order, s.count,
-              [&](int64_t step, int lane, int64_t group, int64_t block, int) {
-                const int64_t k = block * kCsrBlockCols + s.index[step * kCsrLanes + lane];
-                const int64_t end = std::min(s.rows, (group + 1) * s.block_rows);
-                for (int64_t r = group * s.block_rows; r < end; ++r) mask[r * s.cols + k] = 1;
-              });
+  ForEachKept(s, s.order, s.count, [&](int64_t step, int lane, int64_t group, int64_t block, int) {
+    const int64_t k = block * kCsrBlockCols + s.index[step * kCsrLanes + lane];
+    const int64_t end = std::min(s.rows, (group + 1) * s.block_rows);
+    for (int64_t r = group * s.block_rows; r < end; ++r) mask[r * s.cols + k] = 1;
+  });
 }
 
 Status TransposeCsr(const CsrStructure& s, std::vector<uint8_t>* transposed,

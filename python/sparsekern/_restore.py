@@ -142,7 +142,8 @@ def _check_fits(name: str, spec: LayerSpec, old: nn.Module) -> None:
     elif isinstance(old, CSRConv2d):
         found = (old.matrix_shape, old.stride)
     else:
-        if old.kernel_size != (1, 1) or old.groups != 1 or old.padding not in ((0, 0), "same"):
+        unpadded = old.padding in ((0, 0), "same", "valid")  # all one thing for a 1x1 kernel
+        if old.kernel_size != (1, 1) or old.groups != 1 or not unpadded:
             raise CheckpointError(
                 f"checkpoint: layer {name!r} must be a 1x1 convolution, got {old}"
             )

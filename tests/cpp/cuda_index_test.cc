@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA kernel's index arithmetic, run on the host: walks a packed matrix as the kernel's threads do and
-// rebuilds the dense one.
+// The CUDA kernel's index arithmetic, run on the host: walks a packed matrix as the kernel's
+// threads do and rebuilds the dense one.
 #include "ops/csr_spmm/cuda_index.h"
 
 #include <gtest/gtest.h>
@@ -54,8 +54,7 @@ TEST_P(CudaIndex, WalkRebuildsTheMatrix) {
           const cuda::SliceRange steps = cuda::SliceSteps(s, structure, t, slice);
           for (int lane = 0; lane < 16; ++lane) {
             const int64_t position = t * s.panel_groups + slice * 16 + lane;
-            const int64_t group =
-                panel * s.panel_groups + structure[s.order_at + position];
+            const int64_t group = panel * s.panel_groups + structure[s.order_at + position];
             const int count = structure[s.count_at + position];
             for (int64_t q = steps.begin; q < steps.end && q - steps.begin < count; ++q) {
               const int64_t k = block * 128 + structure[s.index_at + q * 16 + lane];
@@ -91,8 +90,8 @@ TEST(CudaIndexLayout, RefusesWhatDoesNotFit) {
 TEST(CudaIndexLayout, CorruptOffsetsStayInsideTheArrays) {
   Packed p = Pack(40, 200, 1, 30);
   for (int i = 0; i < 8; ++i) p.structure[64 + i] = 0xff;  // tile_ptr[0] = 2^64 - 1
-  const cuda::CsrLayout s = cuda::ReadLayout(p.structure.data(), p.structure.size(),
-                                             p.values.size(), 40, 200);
+  const cuda::CsrLayout s =
+      cuda::ReadLayout(p.structure.data(), p.structure.size(), p.values.size(), 40, 200);
   const cuda::SliceRange steps = cuda::SliceSteps(s, p.structure.data(), 0, 0);
   EXPECT_LE(steps.end, s.steps);
   EXPECT_GE(steps.begin, 0);

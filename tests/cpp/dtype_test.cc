@@ -77,8 +77,9 @@ std::vector<float> HardCases(const Format& format) {
                               std::numeric_limits<float>::infinity()};
   for (int bits = 0; bits < format.Infinity(); ++bits) {
     const double value = format.Value(static_cast<uint16_t>(bits));
-    const double next = bits + 1 == format.Infinity() ? std::ldexp(1.0, format.Bias() + 1)
-                                                      : format.Value(static_cast<uint16_t>(bits + 1));
+    const double next = bits + 1 == format.Infinity()
+                            ? std::ldexp(1.0, format.Bias() + 1)
+                            : format.Value(static_cast<uint16_t>(bits + 1));
     for (const double center : {value, (value + next) / 2}) {
       const auto exact = static_cast<float>(center);
       for (const uint32_t step : {uint32_t{0}, uint32_t{1}, ~uint32_t{0}}) {

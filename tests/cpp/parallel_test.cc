@@ -92,7 +92,8 @@ TEST(ThreadPoolTest, SeveralThreadsAtOnce) {
   for (int caller = 0; caller < 3; ++caller) {
     callers.emplace_back([&] {
       for (int job = 0; job < 1000; ++job) {
-        ForEachRange(pool.parallel_for(), 7, [&](int64_t begin, int64_t end) { covered += end - begin; });
+        ForEachRange(pool.parallel_for(), 7,
+                     [&](int64_t begin, int64_t end) { covered += end - begin; });
       }
     });
   }

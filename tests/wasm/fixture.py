@@ -45,7 +45,9 @@ def _packed(rows: int, cols: int, dtype: torch.dtype, block_rows: int, seed: int
 
 def _layer(kind: type, packed: CSRTensor, activation: str, **options: int) -> nn.Module:
     generator = torch.Generator().manual_seed(packed.shape[0])
-    return kind.from_packed(packed, torch.randn(packed.shape[0], generator=generator), activation, **options)
+    return kind.from_packed(
+        packed, torch.randn(packed.shape[0], generator=generator), activation, **options
+    )
 
 
 def model() -> nn.ModuleDict:
@@ -74,8 +76,13 @@ def cases(layers: nn.ModuleDict) -> list[Case]:
         if isinstance(layer, CSRConv2d):
             shapes = [(2, cols, 7, 9), (1, cols, 14, 14), (1, cols, 1, 1)]
         found += [Case(f"{name}-{i}", name, "float32", shape) for i, shape in enumerate(shapes)]
-        found += [Case(f"{name}-{dtype}", name, dtype, shapes[-2]) for dtype in ("bfloat16", "float16")]
-    found += [Case("special-" + name, name, "float32", (5, layers[name].weight.shape[1])) for name in ("relu", "silu")]
+        found += [
+            Case(f"{name}-{dtype}", name, dtype, shapes[-2]) for dtype in ("bfloat16", "float16")
+        ]
+    found += [
+        Case("special-" + name, name, "float32", (5, layers[name].weight.shape[1]))
+        for name in ("relu", "silu")
+    ]
     return found
 
 
@@ -88,7 +95,7 @@ def _input(case: Case) -> torch.Tensor:
 
 
 def _raw(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8 if tensor.dtype == torch.int8 else tensor.dtype).reshape(-1).view(torch.uint8).numpy().tobytes()
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def write(folder: Path) -> None:
@@ -110,7 +117,9 @@ def check(folder: Path, host: str) -> int:
         layer = layers[case.layer]
         packed = layer.weight
         dtype = str(packed.dtype).removeprefix("torch.")
-        stored = packed.values.view(torch.uint16) if dtype in ("bfloat16", "float16") else packed.values
+        stored = (
+            packed.values.view(torch.uint16) if dtype in ("bfloat16", "float16") else packed.values
+        )
         values = stored.detach().numpy()
         if dtype == "float16":
             values = values.view(np.float16)
@@ -125,9 +134,17 @@ def check(folder: Path, host: str) -> int:
         else:
             expected = oracle.linear(x, dense, matrix.mask, bias)
         raw = np.frombuffer((folder / f"{case.name}.{host}").read_bytes(), np.uint8)
-        got = oracle.elements(raw.view(np.float32 if case.dtype == "float32" else np.uint16).copy(), case.dtype)
+        got = oracle.elements(
+            raw.view(np.float32 if case.dtype == "float32" else np.uint16).copy(), case.dtype
+        )
         assert got.size == expected.value.size, f"{case.name}: {got.size} elements"
-        compare.assert_close(got.reshape(expected.value.shape), expected, case.dtype, layer.activation, what=f"{host} {case.name}")
+        compare.assert_close(
+            got.reshape(expected.value.shape),
+            expected,
+            case.dtype,
+            layer.activation,
+            what=f"{host} {case.name}",
+        )
     return len(made)
 
 

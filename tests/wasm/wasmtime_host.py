@@ -28,7 +28,9 @@ class Host:
         self.store.set_wasi(WasiConfig())
         linker = Linker(engine)
         linker.define_wasi()
-        self.exports = linker.instantiate(self.store, Module.from_file(engine, str(path))).exports(self.store)
+        self.exports = linker.instantiate(self.store, Module.from_file(engine, str(path))).exports(
+            self.store
+        )
         self.memory = self.exports["memory"]
         self("_initialize")
 
@@ -69,11 +71,19 @@ def run(module: Path, folder: Path, host_name: str) -> None:
         values, structure = tensors[f"{name}.values"], tensors[f"{name}.structure"]
         scale = tensors.get(f"{name}.scale")
         matrices[name] = host(
-            "sk_csr_new", host.put(raw(structure)), structure.numel(), host.put(raw(values)), values.numel(),
-            DTYPES.index(spec["dtype"]), 0 if scale is None else host.put(raw(scale)), 0 if scale is None else scale.numel(),
+            "sk_csr_new",
+            host.put(raw(structure)),
+            structure.numel(),
+            host.put(raw(values)),
+            values.numel(),
+            DTYPES.index(spec["dtype"]),
+            0 if scale is None else host.put(raw(scale)),
+            0 if scale is None else scale.numel(),
         )
         assert matrices[name] != 0, host.text(host("sk_error"))
-        assert [host("sk_csr_rows", matrices[name]), host("sk_csr_cols", matrices[name])] == spec["shape"]
+        assert [host("sk_csr_rows", matrices[name]), host("sk_csr_cols", matrices[name])] == spec[
+            "shape"
+        ]
     for case in json.loads((folder / "cases.json").read_text()):
         spec = described["layers"][case["layer"]]
         rows, cols = spec["shape"]
@@ -97,7 +107,10 @@ def run(module: Path, folder: Path, host_name: str) -> None:
         host("sk_free", x)
         host("sk_free", y)
     # What is wrong is refused with the number of a StatusCode and a message.
-    assert host("sk_csr_linear", next(iter(matrices.values())), 0, 0, 0, 1, 1 << 20, 1 << 20, 0, 99) == 2
+    assert (
+        host("sk_csr_linear", next(iter(matrices.values())), 0, 0, 0, 1, 1 << 20, 1 << 20, 0, 99)
+        == 2
+    )
     assert "activation must be in [0, 6], got 99" in host.text(host("sk_error"))
     assert host("sk_csr_new", host.put(bytes(64)), 64, host.put(bytes(64)), 16, 0, 0, 0) == 0
     assert host.text(host("sk_error")) != ""

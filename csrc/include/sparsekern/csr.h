@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The `csr` format: tiled compressed sparse rows, docs/formats.md. Pack, unpack, validate, transpose.
+// The `csr` format: tiled compressed sparse rows, docs/formats.md. Pack, unpack, validate,
+// transpose.
 #pragma once
 
 #include <cstddef>
@@ -41,8 +42,9 @@ struct CsrStructure {
   int64_t panel_rows() const { return static_cast<int64_t>(panel_groups) * block_rows; }
 };
 
-// Reads the header and checks what memory safety needs, in O(tiles): magic, version, ranges, section
-// lengths against `bytes`, tile offsets monotone and in range. `name` begins the error's text.
+// Reads the header and checks what memory safety needs, in O(tiles): magic, version, ranges,
+// section lengths against `bytes`, tile offsets monotone and in range. `name` begins the error's
+// text.
 Status ParseCsrStructure(const void* data, size_t bytes, const char* name, CsrStructure* out);
 
 // Parses and then checks everything docs/formats.md demands, as of untrusted input. `values` are
@@ -52,12 +54,13 @@ Status ValidateCsr(const void* structure, size_t structure_bytes, const void* va
 
 // Packs in two calls, because only counting tells how large the result is:
 //   CsrPacker packer;
-//   packer.Plan(...);  allocate value_count() and structure_bytes();  packer.Fill(values, structure);
+//   packer.Plan(...);  allocate value_count() and structure_bytes();  packer.Fill(values,
+//   structure);
 // The dense input must stay as it was between the two.
 class CsrPacker {
  public:
-  // dense: rows x cols, row-major, contiguous. mask: the same shape, nonzero = kept, or nullptr: kept
-  // is what differs from zero (NaN does; -0 does not). block_rows: 1, 2 or 4.
+  // dense: rows x cols, row-major, contiguous. mask: the same shape, nonzero = kept, or nullptr:
+  // kept is what differs from zero (NaN does; -0 does not). block_rows: 1, 2 or 4.
   Status Plan(const void* dense, DType dtype, int64_t rows, int64_t cols, const uint8_t* mask,
               int block_rows);
   int64_t value_count() const;

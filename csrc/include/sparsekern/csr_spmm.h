@@ -28,8 +28,8 @@ struct CsrEpilogue {
 };
 
 // y[m, n] = activation(sum_k x[m, k] * w[n, k] + bias[n]), accumulated in fp32.
-// x: x_rows x w.cols, rows x_stride elements apart; y: x_rows x w.rows, rows y_stride apart; both of
-// dtype kF32, kBF16 or kF16. A weight that is not kept contributes nothing, whatever x holds.
+// x: x_rows x w.cols, rows x_stride elements apart; y: x_rows x w.rows, rows y_stride apart; both
+// of dtype kF32, kBF16 or kF16. A weight that is not kept contributes nothing, whatever x holds.
 struct CsrLinearArgs {
   const void* x = nullptr;
   void* y = nullptr;
@@ -55,13 +55,15 @@ struct CsrConv2dArgs {
 };
 Status CsrConv2d(const CsrMatrix& w, const CsrConv2dArgs& args, const ParallelFor& parallel_for);
 
-// The kernel that an ISA mask selects, e.g. "csr_linear_r1_f32_decode__x86_avx512". A pure function.
+// The kernel that an ISA mask selects, e.g. "csr_linear_r1_f32_decode__x86_avx512". A pure
+// function.
 std::string CsrLinearKernelName(const CsrMatrix& w, int64_t x_rows, IsaMask mask);
 std::string CsrConv2dKernelName(const CsrMatrix& w, IsaMask mask);
 
-// Gradient of the kept values of w in y = x w^T: for an entry (n, k), sum_m grad[m, n] * x[m, k], in
-// the order of `values`, padding 0. grad: x_rows x w.rows, x: x_rows x w.cols, contiguous, of one
-// dtype kF32, kBF16 or kF16. Summed in a fixed order: the result does not depend on the threads.
+// Gradient of the kept values of w in y = x w^T: for an entry (n, k), sum_m grad[m, n] * x[m, k],
+// in the order of `values`, padding 0. grad: x_rows x w.rows, x: x_rows x w.cols, contiguous, of
+// one dtype kF32, kBF16 or kF16. Summed in a fixed order: the result does not depend on the
+// threads.
 struct CsrSddmmArgs {
   const void* grad = nullptr;
   const void* x = nullptr;

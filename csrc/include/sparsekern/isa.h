@@ -31,10 +31,10 @@ enum Isa : IsaMask {
   kAvx512Bf16 = 1u << 5,   // bfloat16 dot products
   kAmxInt8 = 1u << 6,      // tiles; a kernel must first ask the kernel of Linux for permission
   kAmxBf16 = 1u << 7,
-  kNeon = 1u << 8,         // the baseline of aarch64
-  kNeonFp16 = 1u << 9,     // float16 arithmetic (FEAT_FP16)
-  kNeonDotprod = 1u << 10, // int8 dot products (FEAT_DotProd)
-  kWasmSimd128 = 1u << 11, // chosen when the module is built
+  kNeon = 1u << 8,          // the baseline of aarch64
+  kNeonFp16 = 1u << 9,      // float16 arithmetic (FEAT_FP16)
+  kNeonDotprod = 1u << 10,  // int8 dot products (FEAT_DotProd)
+  kWasmSimd128 = 1u << 11,  // chosen when the module is built
 };
 
 // What the processor and the operating system support; found once, never changes. Wide registers

@@ -11,9 +11,9 @@
 namespace sparsekern {
 
 struct ParallelFor {
-  // Calls body(body_state, begin, end) over disjoint ranges that together cover [0, n) exactly once,
-  // possibly at the same time from several threads, and returns when all are done. `body` must not
-  // throw.
+  // Calls body(body_state, begin, end) over disjoint ranges that together cover [0, n) exactly
+  // once, possibly at the same time from several threads, and returns when all are done. `body`
+  // must not throw.
   void (*run)(void* state, int64_t n, void* body_state,
               void (*body)(void* body_state, int64_t begin, int64_t end));
   void* state;
@@ -43,8 +43,8 @@ static inline void ForEachRange(const ParallelFor& parallel_for, int64_t n, F&& 
 // may use it again: whoever finds the pool busy runs its own work serially, so nothing deadlocks.
 class ThreadPool {
  public:
-  // `threads` counts the caller; 0 takes all that the machine has. Where the system grants fewer, the
-  // pool is smaller (see threads()).
+  // `threads` counts the caller; 0 takes all that the machine has. Where the system grants fewer,
+  // the pool is smaller (see threads()).
   explicit ThreadPool(int threads = 0);
   ~ThreadPool();  // no call may be in progress
   ThreadPool(const ThreadPool&) = delete;

@@ -42,8 +42,8 @@ class [[nodiscard]] Status {
 }  // namespace sparsekern
 
 // Returns from the enclosing function when `expression` is a failed Status.
-#define SPARSEKERN_RETURN_IF_ERROR(expression)                   \
-  do {                                                           \
-    ::sparsekern::Status sparsekern_status = (expression);       \
-    if (!sparsekern_status.ok()) return sparsekern_status;       \
+#define SPARSEKERN_RETURN_IF_ERROR(expression)             \
+  do {                                                     \
+    ::sparsekern::Status sparsekern_status = (expression); \
+    if (!sparsekern_status.ok()) return sparsekern_status; \
   } while (false)

@@ -40,9 +40,7 @@ struct Neon {
   static Reg LoadBF16(const uint16_t* p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
   }
-  static Reg LoadF16(const uint16_t* p) {
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
-  }
+  static Reg LoadF16(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
   static Reg LoadI8(const int8_t* p) {
     uint32_t four;
     std::memcpy(&four, p, sizeof four);
@@ -57,9 +55,7 @@ struct Neon {
     const uint32x4_t quiet = vorrq_u32(bits, vdupq_n_u32(0x00400000));
     vst1_u16(p, vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), rounded, quiet), 16));
   }
-  static void StoreF16(uint16_t* p, Reg v) {
-    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v)));
-  }
+  static void StoreF16(uint16_t* p, Reg v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
 
   static void Transpose(Reg* r) {
     const Reg a = vtrn1q_f32(r[0], r[1]);
@@ -78,8 +74,9 @@ struct Neon {
     return vreinterpretq_f32_f64(vtrn2q_f64(vreinterpretq_f64_f32(a), vreinterpretq_f64_f32(b)));
   }
 
-  // Four scalar loads: a table look-up reaches 64 bytes, the block has 512. The four indices come in
-  // one load, and the bit field that extracts one also keeps an index of a corrupt structure inside.
+  // Four scalar loads: a table look-up reaches 64 bytes, the block has 512. The four indices come
+  // in one load, and the bit field that extracts one also keeps an index of a corrupt structure
+  // inside.
   struct Columns {
     const float* x;
     explicit Columns(const float* block) : x(block) {}
@@ -97,8 +94,8 @@ struct Neon {
 
 }  // namespace
 
-// 48 rows of x beside one weight: twelve independent sums, and of the maps that convolution nets end
-// in (14x14 = 4 * 48 + 4, 7x7 = 48 + 1) hardly a lane is wasted.
+// 48 rows of x beside one weight: twelve independent sums, and of the maps that convolution nets
+// end in (14x14 = 4 * 48 + 4, 7x7 = 48 + 1) hardly a lane is wasted.
 extern const CsrKernels kCsrKernels_arm_neon =
     MakeCsrKernels<Neon, 2, 4, 8, 12>("arm_neon", kNeon, 2);
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// 1x1 convolution on NCHW activations, which are channel-major as they are: an x tile is a run of pixels,
-// copied so that its rows are contiguous (at 14x14 that is worth 1.7 times: 196-byte rows split cache lines).
+// 1x1 convolution on NCHW activations, which are channel-major as they are: an x tile is a run of
+// pixels, copied so that its rows are contiguous (at 14x14 that is worth 1.7 times: 196-byte rows
+// split cache lines).
 #include <algorithm>
 #include <cstring>
 
@@ -13,8 +14,8 @@ struct Geometry {
   int64_t out_height, out_width, out_pixels;
 };
 
-// Calls run(image, first output pixel, offset in the tile, pixels) for the stretches of a tile of output
-// pixels (counted through the batch) that lie in one image.
+// Calls run(image, first output pixel, offset in the tile, pixels) for the stretches of a tile of
+// output pixels (counted through the batch) that lie in one image.
 template <typename F>
 void ForEachRun(int64_t begin, int64_t pixels, int64_t per_image, F run) {
   for (int64_t done = 0; done < pixels;) {

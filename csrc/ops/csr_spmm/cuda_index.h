@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Index arithmetic of the CUDA csr kernel, as functions that the host compiles too: tests/cpp walks a packed
-// matrix with them and compares with the dense one, so that only the launch needs a GPU to be tested.
+// Index arithmetic of the CUDA csr kernel, as functions that the host compiles too: tests/cpp walks
+// a packed matrix with them and compares with the dense one, so that only the launch needs a GPU to
+// be tested.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,9 @@
 
 namespace sparsekern::cuda {
 
-// The fields of a structure array (docs/formats.md), read where the array lies: on the device, without a
-// copy to the host, so that a call needs no synchronization and can be captured in a graph.
+// The fields of a structure array (docs/formats.md), read where the array lies: on the device,
+// without a copy to the host, so that a call needs no synchronization and can be captured in a
+// graph.
 struct CsrLayout {
   int64_t rows, cols, steps, panels, blocks;
   int block_rows, panel_groups;
@@ -53,8 +55,8 @@ SPARSEKERN_HOST_DEVICE CsrLayout ReadLayout(const uint8_t* structure, int64_t st
   s.order_at = 64 + Align64(8 * (tiles + 1));
   s.count_at = s.order_at + Align64(tiles * s.panel_groups);
   s.index_at = s.count_at + Align64(tiles * s.panel_groups);
-  s.consistent = s.index_at + s.steps * 16 == structure_bytes &&
-                 s.steps * 16 * s.block_rows == value_count;
+  s.consistent =
+      s.index_at + s.steps * 16 == structure_bytes && s.steps * 16 * s.block_rows == value_count;
   return s;
 }
 
@@ -62,12 +64,13 @@ SPARSEKERN_HOST_DEVICE int64_t TilePtr(const uint8_t* structure, int64_t t) {
   return static_cast<int64_t>(ReadU64(structure + 64 + 8 * t));
 }
 
-// Where slice `slice` of tile t begins, in steps, and where the tile ends; both clamped to the arrays.
+// Where slice `slice` of tile t begins, in steps, and where the tile ends; both clamped to the
+// arrays.
 struct SliceRange {
   int64_t begin, end;
 };
-SPARSEKERN_HOST_DEVICE SliceRange SliceSteps(const CsrLayout& s, const uint8_t* structure, int64_t t,
-                                             int slice) {
+SPARSEKERN_HOST_DEVICE SliceRange SliceSteps(const CsrLayout& s, const uint8_t* structure,
+                                             int64_t t, int slice) {
   const uint8_t* count = structure + s.count_at + t * s.panel_groups;
   int64_t begin = TilePtr(structure, t);
   if (begin < 0 || begin > s.steps) begin = s.steps;

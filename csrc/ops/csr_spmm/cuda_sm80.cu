@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// csr linear for NVIDIA GPUs from sm_80 on: the simplest kernel that proves the path. Not yet tuned.
+// csr linear for NVIDIA GPUs from sm_80 on: the simplest kernel that proves the path. Not yet
+// tuned.
 //
-// A block of threads owns one panel of outputs, eight rows of x and a share of the column blocks. Per
-// tile, half-warps take slices: a thread is a lane, that is one group of R outputs, and walks the slice's steps;
-// values and indices are read coalesced (16 lanes side by side). A group occurs once in a tile, so sums go to
-// shared memory without atomics, and the order of additions is fixed: results are deterministic. Shares of the
-// columns go to a workspace that a second kernel adds up in order, with scale, bias and activation.
+// A block of threads owns one panel of outputs, eight rows of x and a share of the column blocks.
+// Per tile, half-warps take slices: a thread is a lane, that is one group of R outputs, and walks
+// the slice's steps; values and indices are read coalesced (16 lanes side by side). A group occurs
+// once in a tile, so sums go to shared memory without atomics, and the order of additions is fixed:
+// results are deterministic. Shares of the columns go to a workspace that a second kernel adds up
+// in order, with scale, bias and activation.
 //
 // Memory-bound for few rows of x; its limit is the packed bytes over the memory bandwidth.
 #include <cuda_bf16.h>
@@ -30,11 +32,17 @@ __device__ float ToFloat(int8_t v) { return static_cast<float>(v); }
 template <typename T>
 __device__ T FromFloat(float v);
 template <>
-__device__ float FromFloat<float>(float v) { return v; }
+__device__ float FromFloat<float>(float v) {
+  return v;
+}
 template <>
-__device__ __nv_bfloat16 FromFloat<__nv_bfloat16>(float v) { return __float2bfloat16_rn(v); }
+__device__ __nv_bfloat16 FromFloat<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
 template <>
-__device__ __half FromFloat<__half>(float v) { return __float2half_rn(v); }
+__device__ __half FromFloat<__half>(float v) {
+  return __float2half_rn(v);
+}
 
 __device__ float Activate(float x, Activation activation) {
   switch (activation) {

@@ -30,8 +30,9 @@ int ChooseParts(int64_t rows, int64_t cols, int64_t x_rows, int multiprocessors)
 // Panels are between 16 and 256 groups; this many blocks of threads cover the worst case.
 int64_t MaxPanels(int64_t rows);
 
-// Enqueues on `stream` (a cudaStream_t); nullptr or the CUDA error's text. A structure whose header contradicts
-// the sizes given makes every output NaN: there is no way to raise without waiting for the device.
+// Enqueues on `stream` (a cudaStream_t); nullptr or the CUDA error's text. A structure whose header
+// contradicts the sizes given makes every output NaN: there is no way to raise without waiting for
+// the device.
 const char* CsrLinear(const CsrLinearArgs& args, void* stream);
 
 }  // namespace sparsekern::cuda

@@ -26,8 +26,10 @@ int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts) {
 }
 
 XTiles::XTiles(const CsrKernels& kernels, int64_t x_rows)
-    : x_rows_(x_rows), widest_(kernels.widths[kCsrWidths - 1]),
-      count_((x_rows + widest_ - 1) / widest_), last_(0) {
+    : x_rows_(x_rows),
+      widest_(kernels.widths[kCsrWidths - 1]),
+      count_((x_rows + widest_ - 1) / widest_),
+      last_(0) {
   const int64_t rest = x_rows - (count_ - 1) * widest_;
   while (kernels.widths[last_] < rest) ++last_;
 }
@@ -92,7 +94,8 @@ void BatchPanel(const CsrKernels& kernels, const CsrMatrix& w, const CsrEpilogue
 }
 
 Status CheckMatrix(const char* op, const CsrMatrix& w) {
-  if (!IsValid(w.dtype)) return Status::InvalidType(std::string(op) + ": values have an unknown dtype");
+  if (!IsValid(w.dtype))
+    return Status::InvalidType(std::string(op) + ": values have an unknown dtype");
   if ((w.dtype == DType::kI8) != (w.scale != nullptr)) {
     return Status::InvalidValue(std::string(op) +
                                 ": scale must be given for int8 values and for no others");
@@ -102,8 +105,8 @@ Status CheckMatrix(const char* op, const CsrMatrix& w) {
 
 Status CheckActivations(const char* op, DType dtype, Activation activation) {
   if (!IsValid(dtype) || dtype == DType::kI8) {
-    return Status::InvalidType(std::string(op) +
-                               ": x must be float32, bfloat16 or float16, got " + Name(dtype));
+    return Status::InvalidType(std::string(op) + ": x must be float32, bfloat16 or float16, got " +
+                               Name(dtype));
   }
   if (!IsValid(activation)) {
     return Status::InvalidValue(std::string(op) + ": activation must be in [0, 6], got " +

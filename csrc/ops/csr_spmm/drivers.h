@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the drivers of linear, conv2d and sddmm share: scratch memory, the split of work over threads,
-// the product of one x tile with a range of panels.
+// What the drivers of linear, conv2d and sddmm share: scratch memory, the split of work over
+// threads, the product of one x tile with a range of panels.
 #pragma once
 
 #include <atomic>
@@ -23,9 +23,9 @@ class Scratch {
   explicit Scratch(int64_t floats) {
     const uint64_t bytes = (static_cast<uint64_t>(floats) * sizeof(float) + 63) / 64 * 64;
     const bool addressable = bytes <= SIZE_MAX / 2;  // on wasm32 a few wide x tiles are not
-    data_ = addressable
-                ? static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(bytes == 0 ? 64 : bytes)))
-                : nullptr;
+    data_ = addressable ? static_cast<float*>(
+                              std::aligned_alloc(64, static_cast<size_t>(bytes == 0 ? 64 : bytes)))
+                        : nullptr;
   }
   ~Scratch() { std::free(data_); }
   Scratch(const Scratch&) = delete;
@@ -36,12 +36,12 @@ class Scratch {
   float* data_;
 };
 
-// Which thread takes which panels or x tiles. Panels are cut so that each part has about the same number of
-// steps: the tile offsets made at pack time are the table.
+// Which thread takes which panels or x tiles. Panels are cut so that each part has about the same
+// number of steps: the tile offsets made at pack time are the table.
 int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts);
 
-// The x rows of a batch call, cut into tiles: as many of the widest as fit, then the narrowest that covers
-// the rest.
+// The x rows of a batch call, cut into tiles: as many of the widest as fit, then the narrowest that
+// covers the rest.
 class XTiles {
  public:
   XTiles(const CsrKernels& kernels, int64_t x_rows);
@@ -57,8 +57,8 @@ class XTiles {
   int last_;
 };
 
-// Runs work(panel_begin, panel_end, tile_begin, tile_end) over all panels and x tiles, split over threads by
-// x tiles or by panels, whichever leaves the slowest thread less to do.
+// Runs work(panel_begin, panel_end, tile_begin, tile_end) over all panels and x tiles, split over
+// threads by x tiles or by panels, whichever leaves the slowest thread less to do.
 template <typename Work>
 void ForEachPart(const CsrStructure& s, const XTiles& tiles, const ParallelFor& parallel_for,
                  const Work& work) {

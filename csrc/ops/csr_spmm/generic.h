@@ -1,19 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // The csr kernels' loops, written once over a vector type V that each ISA file defines.
 //
-// Everything here is `static`, and V lives in an unnamed namespace: a template with external linkage,
-// compiled here with AVX-512, could become by link order the copy that the scalar file calls.
+// Everything here is `static`, and V lives in an unnamed namespace: a template with external
+// linkage, compiled here with AVX-512, could become by link order the copy that the scalar file
+// calls.
 //
-// V offers: kLanes; kAccumulators (registers to hold sums in); Reg; Zero, Set1, Load, Store; Add, Mul,
-// Div, Fma(a, b, c) = a*b + c; Max, Min (a NaN in the second argument survives); Round (to nearest);
-// Pow2(n) for integral n, 2^128 = infinity; IfNegative(x, a, b); Where(active, a, b): lanes below
-// `active` from a; Load16/Store16 of bf16 and f16, LoadI8; Transpose(Reg[kLanes]); Columns, the x block
-// of a decode tile, with Look(indices).
+// V offers: kLanes; kAccumulators (registers to hold sums in); Reg; Zero, Set1, Load, Store; Add,
+// Mul, Div, Fma(a, b, c) = a*b + c; Max, Min (a NaN in the second argument survives); Round (to
+// nearest); Pow2(n) for integral n, 2^128 = infinity; IfNegative(x, a, b); Where(active, a, b):
+// lanes below `active` from a; Load16/Store16 of bf16 and f16, LoadI8; Transpose(Reg[kLanes]);
+// Columns, the x block of a decode tile, with Look(indices).
 //
 // Batch (compute-bound): for one kept weight, one broadcast and width/kLanes multiply-adds whose x
-// operands come straight from the first-level cache. Its limit is the load ports: (U + 2)/2 cycles for
-// U vectors, that is two thirds of the FMA peak for U = 4.
-// Decode (memory-bound): 5.2 to 5.7 bytes a kept fp32 weight at 70 to 95 %, read once.
+// operands come straight from the first-level cache. Its limit is the load ports: (U + 2)/2 cycles
+// for U vectors, that is two thirds of the FMA peak for U = 4. Decode (memory-bound): 5.2 to 5.7
+// bytes a kept fp32 weight at 70 to 95 %, read once.
 #pragma once
 
 #include <cstdint>
@@ -122,9 +123,9 @@ static void DecodeTile(const CsrTile& tile, const float* x, int64_t x_stride, in
 
 // ---- batch -------------------------------------------------------------------------------------
 
-// One lane: R rows of weights times U vectors of x. Short products keep S sets of sums on alternating
-// steps, to hide the multiply-add's latency. The sums start at 0 and meet y at the end: y comes from
-// the second-level cache, and this way nothing waits for it.
+// One lane: R rows of weights times U vectors of x. Short products keep S sets of sums on
+// alternating steps, to hide the multiply-add's latency. The sums start at 0 and meet y at the end:
+// y comes from the second-level cache, and this way nothing waits for it.
 template <typename V, int R, int U>
 static inline void BatchLane(const float* values, const uint8_t* index, int steps, const float* x,
                              int width, float* y) {
@@ -137,7 +138,8 @@ static inline void BatchLane(const float* values, const uint8_t* index, int step
   }
   const auto step = [&](int set) __attribute__((always_inline)) {
     const float* xk = x + static_cast<int64_t>(index[set * kCsrLanes]) * width;
-    // One address per step: with an index register in each operand the multiply-adds take two slots.
+    // One address per step: with an index register in each operand the multiply-adds take two
+    // slots.
     asm("" : "+r"(xk));
     for (int i = 0; i < R; ++i) {
       const typename V::Reg w = V::Set1(values[(set * R + i) * kCsrLanes]);
@@ -238,7 +240,8 @@ static void SddmmTile(const CsrTile& tile, const float* grad, const float* x, in
   }
 }
 
-// ---- conversion and transposition ----------------------------------------------------------------
+// ---- conversion and transposition
+// ----------------------------------------------------------------
 
 template <typename V, DType D>
 static void Expand(const void* in, int64_t n, float* out) {
@@ -264,7 +267,8 @@ static void PackRows(const void* in, int64_t stride, int rows, int64_t cols, int
       typename V::Reg t[V::kLanes];
       for (int r = 0; r < V::kLanes; ++r) {
         t[r] = r < present ? LoadAs<V, D>(in, (m + r) * stride + k) : V::Zero();
-        __builtin_prefetch(static_cast<const char*>(in) + ((m + r) * stride + k) * kBytesOf<D> + 256);
+        __builtin_prefetch(static_cast<const char*>(in) + ((m + r) * stride + k) * kBytesOf<D> +
+                           256);
       }
       V::Transpose(t);
       for (int r = 0; r < V::kLanes; ++r) V::Store(out + (k + r) * width + m, t[r]);
@@ -289,12 +293,14 @@ static void StoreRows(const float* in, int width, int rows, int64_t cols, void* 
       V::Transpose(t);
       for (int r = 0; r < present; ++r) {
         StoreAs<V, D>(out, (m + r) * stride + c, t[r]);
-        // kLanes rows are more streams than the hardware prefetcher follows: 8.7 -> 3.9 ms for 25 MB.
+        // kLanes rows are more streams than the hardware prefetcher follows: 8.7 -> 3.9 ms for 25
+        // MB.
         __builtin_prefetch(static_cast<char*>(out) + ((m + r) * stride + c) * kBytesOf<D> + 128, 1);
       }
     }
     for (; c < cols; ++c) {
-      for (int r = 0; r < present; ++r) StoreOne<D>(out, (m + r) * stride + c, in[c * width + m + r]);
+      for (int r = 0; r < present; ++r)
+        StoreOne<D>(out, (m + r) * stride + c, in[c * width + m + r]);
     }
   }
 }
@@ -302,7 +308,8 @@ static void StoreRows(const float* in, int width, int rows, int64_t cols, void* 
 // ---- activations -------------------------------------------------------------------------------
 
 // e^x to about 2 ulp: x = n ln 2 + r, a degree-6 polynomial on |r| <= ln2 / 2 (coefficients of the
-// Taylor series adjusted to the interval, as in Cephes). Overflows to infinity from 88.4, flushes below -87.3.
+// Taylor series adjusted to the interval, as in Cephes). Overflows to infinity from 88.4, flushes
+// below -87.3.
 template <typename V>
 static inline typename V::Reg Exp(typename V::Reg x) {
   x = V::Min(V::Set1(88.8f), V::Max(V::Set1(-87.3f), x));
@@ -326,8 +333,8 @@ static inline typename V::Reg Sigmoid(typename V::Reg x) {
   return V::Div(one, V::Add(one, Exp<V>(V::Mul(x, V::Set1(-1.0f)))));
 }
 
-// Phi(x) = erfc(-x / sqrt 2) / 2 by Abramowitz and Stegun 7.1.26 (error 1.5e-7). The tail is computed
-// as such, not as 1 - erf, so large negative x lose nothing to cancellation.
+// Phi(x) = erfc(-x / sqrt 2) / 2 by Abramowitz and Stegun 7.1.26 (error 1.5e-7). The tail is
+// computed as such, not as 1 - erf, so large negative x lose nothing to cancellation.
 template <typename V>
 static inline typename V::Reg NormalCdf(typename V::Reg x) {
   const typename V::Reg one = V::Set1(1.0f);
@@ -357,8 +364,7 @@ static inline typename V::Reg Activate(typename V::Reg x) {
   }
   if constexpr (A == Activation::kSilu) return V::Mul(x, Sigmoid<V>(x));
   if constexpr (A == Activation::kHardswish) {
-    const typename V::Reg gate =
-        V::Min(V::Set1(6.0f), V::Max(V::Zero(), V::Add(x, V::Set1(3.0f))));
+    const typename V::Reg gate = V::Min(V::Set1(6.0f), V::Max(V::Zero(), V::Add(x, V::Set1(3.0f))));
     return V::Mul(V::Mul(x, gate), V::Set1(1.0f / 6.0f));
   }
   return x;
@@ -411,12 +417,18 @@ static void FinishChannels(float* acc, int64_t rows, int width, const float* sca
         FinishChannelsAs<V, Activation::kNone>(acc, rows, width, scale, bias);
       }
       return;
-    case Activation::kRelu: return FinishChannelsAs<V, Activation::kRelu>(acc, rows, width, scale, bias);
-    case Activation::kRelu6: return FinishChannelsAs<V, Activation::kRelu6>(acc, rows, width, scale, bias);
-    case Activation::kGelu: return FinishChannelsAs<V, Activation::kGelu>(acc, rows, width, scale, bias);
-    case Activation::kGeluTanh: return FinishChannelsAs<V, Activation::kGeluTanh>(acc, rows, width, scale, bias);
-    case Activation::kSilu: return FinishChannelsAs<V, Activation::kSilu>(acc, rows, width, scale, bias);
-    case Activation::kHardswish: return FinishChannelsAs<V, Activation::kHardswish>(acc, rows, width, scale, bias);
+    case Activation::kRelu:
+      return FinishChannelsAs<V, Activation::kRelu>(acc, rows, width, scale, bias);
+    case Activation::kRelu6:
+      return FinishChannelsAs<V, Activation::kRelu6>(acc, rows, width, scale, bias);
+    case Activation::kGelu:
+      return FinishChannelsAs<V, Activation::kGelu>(acc, rows, width, scale, bias);
+    case Activation::kGeluTanh:
+      return FinishChannelsAs<V, Activation::kGeluTanh>(acc, rows, width, scale, bias);
+    case Activation::kSilu:
+      return FinishChannelsAs<V, Activation::kSilu>(acc, rows, width, scale, bias);
+    case Activation::kHardswish:
+      return FinishChannelsAs<V, Activation::kHardswish>(acc, rows, width, scale, bias);
   }
 }
 
@@ -425,7 +437,8 @@ static void FinishRow(float* acc, int64_t n, const float* scale, const float* bi
                       Activation activation) {
   switch (activation) {
     case Activation::kNone:
-      if (scale != nullptr || bias != nullptr) FinishRowAs<V, Activation::kNone>(acc, n, scale, bias);
+      if (scale != nullptr || bias != nullptr)
+        FinishRowAs<V, Activation::kNone>(acc, n, scale, bias);
       return;
     case Activation::kRelu: return FinishRowAs<V, Activation::kRelu>(acc, n, scale, bias);
     case Activation::kRelu6: return FinishRowAs<V, Activation::kRelu6>(acc, n, scale, bias);
@@ -446,15 +459,19 @@ static constexpr CsrKernels MakeCsrKernels(const char* name, IsaMask isa, int ma
       isa,
       max_decode_rows,
       {U0 * V::kLanes, U1 * V::kLanes, U2 * V::kLanes, U3 * V::kLanes},
-      {{DecodeTile<V, DType::kF32, 1>, DecodeTile<V, DType::kF32, 2>, DecodeTile<V, DType::kF32, 4>},
-       {DecodeTile<V, DType::kBF16, 1>, DecodeTile<V, DType::kBF16, 2>, DecodeTile<V, DType::kBF16, 4>},
-       {DecodeTile<V, DType::kF16, 1>, DecodeTile<V, DType::kF16, 2>, DecodeTile<V, DType::kF16, 4>},
+      {{DecodeTile<V, DType::kF32, 1>, DecodeTile<V, DType::kF32, 2>,
+        DecodeTile<V, DType::kF32, 4>},
+       {DecodeTile<V, DType::kBF16, 1>, DecodeTile<V, DType::kBF16, 2>,
+        DecodeTile<V, DType::kBF16, 4>},
+       {DecodeTile<V, DType::kF16, 1>, DecodeTile<V, DType::kF16, 2>,
+        DecodeTile<V, DType::kF16, 4>},
        {DecodeTile<V, DType::kI8, 1>, DecodeTile<V, DType::kI8, 2>, DecodeTile<V, DType::kI8, 4>}},
       {{BatchTile<V, 1, U0>, BatchTile<V, 1, U1>, BatchTile<V, 1, U2>, BatchTile<V, 1, U3>},
        {BatchTile<V, 2, U0>, BatchTile<V, 2, U1>, BatchTile<V, 2, U2>, BatchTile<V, 2, U3>},
        {BatchTile<V, 4, U0>, BatchTile<V, 4, U1>, BatchTile<V, 4, U2>, BatchTile<V, 4, U3>}},
       {SddmmTile<V, 1>, SddmmTile<V, 2>, SddmmTile<V, 4>},
-      {Expand<V, DType::kF32>, Expand<V, DType::kBF16>, Expand<V, DType::kF16>, Expand<V, DType::kI8>},
+      {Expand<V, DType::kF32>, Expand<V, DType::kBF16>, Expand<V, DType::kF16>,
+       Expand<V, DType::kI8>},
       {Narrow<V, DType::kF32>, Narrow<V, DType::kBF16>, Narrow<V, DType::kF16>},
       {PackRows<V, DType::kF32>, PackRows<V, DType::kBF16>, PackRows<V, DType::kF16>},
       {StoreRows<V, DType::kF32>, StoreRows<V, DType::kBF16>, StoreRows<V, DType::kF16>},

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What an ISA file offers to the drivers linear.cc, conv2d.cc and sddmm.cc: plain functions over one
-// tile or one scratch buffer. Everything here is data, so that ISA files may include it.
+// What an ISA file offers to the drivers linear.cc, conv2d.cc and sddmm.cc: plain functions over
+// one tile or one scratch buffer. Everything here is data, so that ISA files may include it.
 #pragma once
 
 #include <cstdint>
@@ -59,20 +59,21 @@ enum : int { kCsrWidths = 4 };
 struct CsrKernels {
   const char* isa_name;
   IsaMask isa;
-  int max_decode_rows;  // up to so many rows of x the decode kernel is the faster one
-  int widths[kCsrWidths];  // rows of x that the batch kernels take, ascending
-  CsrDecodeFn decode[4][3];           // [DType][log2 R]
-  CsrBatchFn batch[3][kCsrWidths];    // [log2 R][width]
-  CsrSddmmFn sddmm[3];                // [log2 R]
-  ExpandFn expand[4];                 // [DType]
-  NarrowFn narrow[3];                 // [DType], not kI8
+  int max_decode_rows;              // up to so many rows of x the decode kernel is the faster one
+  int widths[kCsrWidths];           // rows of x that the batch kernels take, ascending
+  CsrDecodeFn decode[4][3];         // [DType][log2 R]
+  CsrBatchFn batch[3][kCsrWidths];  // [log2 R][width]
+  CsrSddmmFn sddmm[3];              // [log2 R]
+  ExpandFn expand[4];               // [DType]
+  NarrowFn narrow[3];               // [DType], not kI8
   PackRowsFn pack_rows[3];
   StoreRowsFn store_rows[3];
   FinishChannelsFn finish_channels;
   FinishRowFn finish_row;
 };
 
-#define SPARSEKERN_CSR_KERNELS(isa_flag, isa_suffix) extern const CsrKernels kCsrKernels_##isa_suffix;
+#define SPARSEKERN_CSR_KERNELS(isa_flag, isa_suffix) \
+  extern const CsrKernels kCsrKernels_##isa_suffix;
 #include "ops/csr_spmm/kernels.inc"
 #undef SPARSEKERN_CSR_KERNELS
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// y = activation(x W^T + bias) for row-major x: the decode driver for a few rows, the batch driver for more.
+// y = activation(x W^T + bias) for row-major x: the decode driver for a few rows, the batch driver
+// for more.
 #include <algorithm>
 #include <cstring>
 
@@ -81,8 +82,8 @@ Status Batch(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs&
                   const int width_index = tiles.width_index(t);
                   const int width = kernels.widths[width_index];
                   const int rows = static_cast<int>(tiles.rows(t));
-                  kernels.pack_rows[static_cast<int>(a.dtype)](
-                      RowAt(a, tiles.begin(t)), a.x_stride, rows, s.cols, width, x.data());
+                  kernels.pack_rows[static_cast<int>(a.dtype)](RowAt(a, tiles.begin(t)), a.x_stride,
+                                                               rows, s.cols, width, x.data());
                   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
                     BatchPanel(kernels, w, a.epilogue, panel, width_index, x.data(),
                                expanded.data(), y.data());
@@ -101,7 +102,8 @@ Status CsrLinear(const CsrMatrix& w, const CsrLinearArgs& args, const ParallelFo
   SPARSEKERN_RETURN_IF_ERROR(CheckMatrix("csr_linear", w));
   SPARSEKERN_RETURN_IF_ERROR(CheckActivations("csr_linear", args.dtype, args.epilogue.activation));
   if (args.x_rows < 0 || args.x_stride < w.structure.cols || args.y_stride < w.structure.rows) {
-    return Status::InvalidValue("csr_linear: x_stride must be at least cols and y_stride at least rows");
+    return Status::InvalidValue(
+        "csr_linear: x_stride must be at least cols and y_stride at least rows");
   }
   if (args.x_rows == 0) return Status::Ok();
   IsaMask mask = 0;

@@ -44,6 +44,7 @@ struct Scalar {
 
 }  // namespace
 
-extern const CsrKernels kCsrKernels_scalar = MakeCsrKernels<Scalar, 1, 4, 8, 16>("scalar", kScalar, 2);
+extern const CsrKernels kCsrKernels_scalar =
+    MakeCsrKernels<Scalar, 1, 4, 8, 16>("scalar", kScalar, 2);
 
 }  // namespace sparsekern

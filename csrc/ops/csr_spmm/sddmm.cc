@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Gradient of the kept values: a sampled dense-dense product. Threads own panels, and rows of x are taken in
-// chunks of a fixed size in order, so every sum has one order whatever the number of threads.
+// Gradient of the kept values: a sampled dense-dense product. Threads own panels, and rows of x are
+// taken in chunks of a fixed size in order, so every sum has one order whatever the number of
+// threads.
 #include <algorithm>
 #include <cstring>
 
@@ -9,7 +10,8 @@
 namespace sparsekern {
 namespace {
 
-// 128 columns of x times 128 rows are 64 KB: the second-level cache holds them and a panel of gradients.
+// 128 columns of x times 128 rows are 64 KB: the second-level cache holds them and a panel of
+// gradients.
 constexpr int kChunk = 128;
 
 }  // namespace
@@ -20,6 +22,7 @@ Status CsrSddmm(const CsrStructure& s, const CsrSddmmArgs& a, const ParallelFor&
   IsaMask mask = 0;
   SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
   const CsrKernels& kernels = SelectCsrKernels(mask);
+  if (s.steps == 0) return Status::Ok();  // nothing kept: values_grad is empty and may be null
   const size_t element = SizeOf(a.dtype);
   std::memset(a.values_grad, 0, sizeof(float) * static_cast<size_t>(s.value_count()));
   const PackRowsFn pack = kernels.pack_rows[static_cast<int>(a.dtype)];

@@ -39,10 +39,9 @@ struct Simd128 {
     const Reg lane = wasm_i32x4_const(0, 1, 2, 3);
     return wasm_v128_bitselect(a, b, wasm_i32x4_lt(lane, wasm_i32x4_splat(active)));
   }
-  static Reg LoadBF16(const uint16_t* p) {
-    return wasm_i32x4_shl(wasm_u32x4_load16x4(p), 16);
-  }
-  // As F32FromF16, on four lanes: normal numbers by moving bits, the rest by arithmetic on integers.
+  static Reg LoadBF16(const uint16_t* p) { return wasm_i32x4_shl(wasm_u32x4_load16x4(p), 16); }
+  // As F32FromF16, on four lanes: normal numbers by moving bits, the rest by arithmetic on
+  // integers.
   static Reg LoadF16(const uint16_t* p) {
     const Reg half = wasm_u32x4_load16x4(p);
     const Reg sign = wasm_i32x4_shl(wasm_v128_and(half, wasm_i32x4_const_splat(0x8000)), 16);
@@ -53,7 +52,8 @@ struct Simd128 {
         wasm_f32x4_mul(wasm_f32x4_convert_i32x4(magnitude), wasm_f32x4_const_splat(0x1p-24f));
     const Reg nan = wasm_i32x4_gt(magnitude, wasm_i32x4_const_splat(0x7c00));
     const Reg quiet = wasm_v128_and(nan, wasm_i32x4_const_splat(0x00400000));
-    const Reg special = wasm_v128_or(wasm_v128_or(moved, wasm_i32x4_const_splat(0x7f800000)), quiet);
+    const Reg special =
+        wasm_v128_or(wasm_v128_or(moved, wasm_i32x4_const_splat(0x7f800000)), quiet);
     Reg v = wasm_v128_bitselect(subnormal, normal,
                                 wasm_i32x4_lt(magnitude, wasm_i32x4_const_splat(0x0400)));
     v = wasm_v128_bitselect(special, v, wasm_i32x4_ge(magnitude, wasm_i32x4_const_splat(0x7c00)));
@@ -61,14 +61,15 @@ struct Simd128 {
   }
   static Reg LoadI8(const int8_t* p) {
     const Reg bytes = wasm_v128_load32_zero(p);
-    return wasm_f32x4_convert_i32x4(wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(bytes)));
+    return wasm_f32x4_convert_i32x4(
+        wasm_i32x4_extend_low_i16x8(wasm_i16x8_extend_low_i8x16(bytes)));
   }
   // Round to nearest even; a NaN is made quiet and keeps its upper bits.
   static void StoreBF16(uint16_t* p, Reg v) {
     const Reg upper = wasm_u32x4_shr(v, 16);
     const Reg odd = wasm_v128_and(upper, wasm_i32x4_const_splat(1));
-    const Reg rounded = wasm_u32x4_shr(
-        wasm_i32x4_add(wasm_i32x4_add(v, wasm_i32x4_const_splat(0x7fff)), odd), 16);
+    const Reg rounded =
+        wasm_u32x4_shr(wasm_i32x4_add(wasm_i32x4_add(v, wasm_i32x4_const_splat(0x7fff)), odd), 16);
     const Reg quiet = wasm_v128_or(upper, wasm_i32x4_const_splat(0x40));
     const Reg wide = wasm_v128_bitselect(rounded, quiet, wasm_f32x4_eq(v, v));
     wasm_v128_store64_lane(p, wasm_u16x8_narrow_i32x4(wide, wide), 0);

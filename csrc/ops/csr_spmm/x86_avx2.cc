@@ -81,8 +81,8 @@ struct Avx2 {
     }
   }
 
-  // Eight scalar loads: a two-register permute does not exist, and vgatherdps took 9 ns for 8 lanes on
-  // a processor with the mitigation for gather data sampling, against 2.6 ns for the loads.
+  // Eight scalar loads: a two-register permute does not exist, and vgatherdps took 9 ns for 8 lanes
+  // on a processor with the mitigation for gather data sampling, against 2.6 ns for the loads.
   struct Columns {
     const float* x;
     explicit Columns(const float* block) : x(block) {}

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // csr kernels for AVX-512 (F, BW, DQ, VL).
 #if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 takes its own intrinsics' undefined registers for uninitialized variables (GCC bug 105593).
+// GCC 12 takes its own intrinsics' undefined registers for uninitialized variables (GCC bug
+// 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include <immintrin.h>
@@ -57,7 +58,8 @@ struct Avx512 {
                         _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(nan, rounded, quiet)));
   }
   static void StoreF16(uint16_t* p, Reg v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
 
   static void Transpose(Reg* r) {
@@ -93,8 +95,14 @@ struct Avx512 {
   struct Columns {
     Reg x0, x1, x2, x3, x4, x5, x6, x7;
     explicit Columns(const float* x)
-        : x0(Load(x)), x1(Load(x + 16)), x2(Load(x + 32)), x3(Load(x + 48)), x4(Load(x + 64)),
-          x5(Load(x + 80)), x6(Load(x + 96)), x7(Load(x + 112)) {}
+        : x0(Load(x)),
+          x1(Load(x + 16)),
+          x2(Load(x + 32)),
+          x3(Load(x + 48)),
+          x4(Load(x + 64)),
+          x5(Load(x + 80)),
+          x6(Load(x + 96)),
+          x7(Load(x + 112)) {}
     Reg Look(const uint8_t* index) const {
       const __m512i i =
           _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index)));

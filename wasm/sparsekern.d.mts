@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0
+/** Sparse matrix products in WebAssembly, for Node 20 or later and browsers. */
+
+export type Tier = "auto" | "simd128" | "scalar";
+/** bfloat16 and float16 are the bits in a Uint16Array. */
+export type ActivationDType = "float32" | "bfloat16" | "float16";
+export type WeightDType = ActivationDType | "int8";
+export type Activation = "none" | "relu" | "relu6" | "gelu" | "gelu_tanh" | "silu" | "hardswish";
+export type FloatArray = Float32Array | Uint16Array;
+export type WeightArray = FloatArray | Int8Array;
+
+export interface LoadOptions {
+  /** "auto" (default) takes simd128 where the engine has it, else scalar. */
+  tier?: Tier;
+  /** URL of the module, its bytes, or the compiled module. Default: dist/sparsekern-<tier>.wasm. */
+  wasm?: string | URL | BufferSource | WebAssembly.Module;
+}
+
+/** Whether this engine runs the simd128 module. */
+export function hasSimd(): boolean;
+
+/** Loads the module. Errors: TypeError for an unknown tier, Error where it cannot be had. */
+export function load(options?: LoadOptions): Promise<Sparsekern>;
+
+/** The arrays of the csr format, docs/formats.md. */
+export interface PackedArrays {
+  values: WeightArray;
+  structure: Uint8Array;
+  /** Default float32. */
+  dtype?: WeightDType;
+  /** [rows], for int8 and for nothing else. */
+  scale?: Float32Array | null;
+}
+
+export interface PackOptions {
+  dtype?: ActivationDType;
+  /** rows x cols, nonzero = kept; default: what differs from zero. */
+  mask?: Uint8Array | null;
+  /** Rows that share a column pattern: 1 (default), 2 or 4. */
+  blockRows?: 1 | 2 | 4;
+}
+
+export interface CallOptions {
+  /** Of x and of the result; default float32. */
+  dtype?: ActivationDType;
+  /** [rows of the matrix] */
+  bias?: Float32Array | Buffer | null;
+  activation?: Activation;
+  /** Where the result goes; a Buffer is written in place. Default: a new array. */
+  out?: FloatArray | Buffer | null;
+}
+
+export interface LinearOptions extends CallOptions {
+  /** Rows of x; default x.length / cols. */
+  rows?: number;
+}
+
+export interface Conv2dOptions extends CallOptions {
+  batch?: number;
+  height: number;
+  width: number;
+  stride?: number;
+}
+
+/** Memory inside the module: activations that stay there are not copied. */
+export interface Buffer {
+  readonly pointer: number;
+  readonly length: number;
+  readonly dtype: WeightDType;
+  /** A view; take it anew after each call, since memory that grows moves. */
+  readonly array: WeightArray;
+  dispose(): void;
+}
+
+export interface CSRMatrix {
+  readonly rows: number;
+  readonly cols: number;
+  /** 1, 2 or 4 rows share a column pattern. */
+  readonly blockRows: number;
+  /** Weights stored, zeros in partly filled blocks included. */
+  readonly kept: number;
+  /** Of the packed arrays. */
+  readonly bytes: number;
+  readonly dtype: WeightDType;
+  /** y[m, n] = activation(sum_k x[m, k] w[n, k] + bias[n]); x is [rows, cols], row-major. */
+  linear<Out extends Buffer>(x: FloatArray | Buffer, options: LinearOptions & { out: Out }): Out;
+  linear(x: FloatArray | Buffer, options?: LinearOptions): FloatArray;
+  /** 1x1 convolution without padding: x is [batch, cols, height, width]. */
+  conv2d<Out extends Buffer>(x: FloatArray | Buffer, options: Conv2dOptions & { out: Out }): Out;
+  conv2d(x: FloatArray | Buffer, options: Conv2dOptions): FloatArray;
+  /** Name of the kernel that linear runs for so many rows of x. */
+  linearKernel(rows: number): string;
+  conv2dKernel(): string;
+  /** Dense, row-major, of the matrix's dtype (int8: without the scale). */
+  toDense(): WeightArray;
+  /** Frees the packed arrays; later use is an Error. */
+  dispose(): void;
+}
+
+export interface CheckpointTensor {
+  readonly dtype: string;
+  readonly shape: number[];
+  readonly data: ArrayBufferView;
+}
+
+export interface CheckpointLayer {
+  readonly kind: "csr_linear" | "csr_conv2d";
+  readonly shape: [number, number];
+  readonly activation: Activation;
+  readonly stride: number;
+  readonly matrix: CSRMatrix;
+  readonly bias: Float32Array | null;
+}
+
+export interface Checkpoint {
+  /** All tensors of the file, by name; tied names share one. */
+  readonly tensors: Map<string, CheckpointTensor>;
+  /** The packed layers, by the name of their module. */
+  readonly layers: Map<string, CheckpointLayer>;
+  dispose(): void;
+}
+
+export interface Sparsekern {
+  readonly version: string;
+  /** Instruction sets of the module, e.g. ["scalar", "simd128"]. */
+  readonly isa: string[];
+  /** Memory inside the module, zeroed. */
+  buffer(length: number, dtype?: WeightDType): Buffer;
+  /** Checks packed arrays as untrusted input and copies them in. */
+  matrix(packed: PackedArrays): CSRMatrix;
+  /** Packs a dense row-major [rows, cols] array. */
+  pack(dense: FloatArray, rows: number, cols: number, options?: PackOptions): Required<PackedArrays>;
+  /** Reads a file that sparsekern.save_file wrote. */
+  checkpoint(bytes: ArrayBuffer | Uint8Array): Checkpoint;
+}

@@ -1,0 +1,352 @@
+// SPDX-License-Identifier: Apache-2.0
+// sparsekern in WebAssembly: packed sparse matrices times activations. Types: sparsekern.d.mts.
+import { readCheckpoint } from "./checkpoint.mjs";
+
+const ACTIVATIONS = ["none", "relu", "relu6", "gelu", "gelu_tanh", "silu", "hardswish"];
+const DTYPES = { float32: 0, bfloat16: 1, float16: 2, int8: 3 };
+const ARRAYS = { float32: Float32Array, bfloat16: Uint16Array, float16: Uint16Array, int8: Int8Array };
+const LIMIT = 2 ** 31;
+
+// (module (func (result v128) i32.const 0 i8x16.splat)): valid where simd128 is.
+const SIMD_PROBE = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11);
+
+/** Whether this engine runs the simd128 module. */
+export function hasSimd() {
+  return WebAssembly.validate(SIMD_PROBE);
+}
+
+function show(value) {
+  if (ArrayBuffer.isView(value)) return `${value.constructor.name}(${value.length})`;
+  return typeof value === "string" ? JSON.stringify(value) : String(value);
+}
+
+function checkSize(operator, name, value, least = 0) {
+  if (!Number.isInteger(value) || value < least || value >= LIMIT) {
+    throw new RangeError(`${operator}: ${name} must be an integer in [${least}, 2^31), got ${show(value)}`);
+  }
+  return value;
+}
+
+function checkChoice(operator, name, value, choices) {
+  if (!choices.includes(value)) {
+    throw new TypeError(`${operator}: ${name} must be one of ${choices.join(", ")}, got ${show(value)}`);
+  }
+  return choices.indexOf(value);
+}
+
+function checkArray(operator, name, value, dtype, length) {
+  const array = value instanceof Buffer ? value.array : value;
+  if (!(array instanceof ARRAYS[dtype])) {
+    throw new TypeError(`${operator}: ${name} must be a ${ARRAYS[dtype].name} for ${dtype}, got ${show(array)}`);
+  }
+  if (length !== undefined && array.length !== length) {
+    throw new RangeError(`${operator}: ${name} must have ${length} elements, got ${array.length}`);
+  }
+}
+
+async function fetchModule(source) {
+  if (source instanceof WebAssembly.Module) return source;
+  if (ArrayBuffer.isView(source) || source instanceof ArrayBuffer) return WebAssembly.compile(source);
+  const url = new URL(source, import.meta.url);
+  if (url.protocol === "file:") {
+    const { readFile } = await import("node:fs/promises");
+    return WebAssembly.compile(await readFile(url));
+  }
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`sparsekern.load: ${url} answered ${response.status}`);
+  return WebAssembly.compile(await response.arrayBuffer());
+}
+
+// What C's library asks of its host: an empty environment, nowhere to write, and a way to stop.
+function hostFunctions(module, memory) {
+  const imports = {};
+  for (const { module: from, name } of WebAssembly.Module.imports(module)) {
+    imports[from] ??= {};
+    imports[from][name] = () => 8; // EBADF: there are no files
+  }
+  const wasi = (imports.wasi_snapshot_preview1 ??= {});
+  wasi.environ_get = () => 0;
+  wasi.environ_sizes_get = (count, bytes) => {
+    const view = new DataView(memory().buffer);
+    view.setUint32(count, 0, true);
+    view.setUint32(bytes, 0, true);
+    return 0;
+  };
+  wasi.proc_exit = (code) => {
+    throw new Error(`sparsekern: the module stopped with code ${code} (out of memory?)`);
+  };
+  return imports;
+}
+
+/** Loads the module: options.tier "auto", "simd128" or "scalar"; options.wasm a URL, bytes or a Module. */
+export async function load(options = {}) {
+  const tier = options.tier ?? "auto";
+  checkChoice("sparsekern.load", "tier", tier, ["auto", "simd128", "scalar"]);
+  if (tier === "simd128" && !hasSimd()) {
+    throw new Error("sparsekern.load: tier must be one that this engine runs, got simd128");
+  }
+  const file = tier === "scalar" || !hasSimd() ? "scalar" : "simd128";
+  const module = await fetchModule(options.wasm ?? `./dist/sparsekern-${file}.wasm`);
+  let exports = null;
+  const instance = await WebAssembly.instantiate(module, hostFunctions(module, () => exports.memory));
+  exports = instance.exports;
+  exports._initialize();
+  return new Sparsekern(exports);
+}
+
+/** Memory inside the module: activations that stay there are not copied. Free it with dispose(). */
+class Buffer {
+  #c;
+  #type;
+  constructor(c, pointer, length, dtype) {
+    this.#c = c;
+    this.#type = ARRAYS[dtype];
+    this.pointer = pointer;
+    this.length = length;
+    this.dtype = dtype;
+  }
+  /** A view; take it anew after each call, since memory that grows moves. */
+  get array() {
+    if (this.pointer === 0) throw new Error("Buffer: used after dispose()");
+    return new this.#type(this.#c.memory.buffer, this.pointer, this.length);
+  }
+  dispose() {
+    if (this.pointer !== 0) this.#c.sk_free(this.pointer);
+    this.pointer = 0;
+  }
+}
+
+/** One instance of the module. */
+class Sparsekern {
+  #c;
+  #scratch = { x: [0, 0], y: [0, 0], bias: [0, 0] }; // pointer, bytes: grow, never shrink
+  constructor(exports) {
+    this.#c = exports;
+    this.version = this._text(exports.sk_version());
+    this.isa = this._text(exports.sk_isa()).split(" ");
+  }
+
+  _text(pointer) {
+    const bytes = new Uint8Array(this.#c.memory.buffer);
+    return new TextDecoder().decode(bytes.subarray(pointer, bytes.indexOf(0, pointer)));
+  }
+  _allocate(bytes) {
+    const pointer = bytes < 2 ** 32 - 64 ? this.#c.sk_malloc(bytes) >>> 0 : 0;
+    if (pointer === 0) throw new RangeError(`sparsekern: no memory for ${bytes} bytes`);
+    return pointer;
+  }
+  _copyIn(array) {
+    const pointer = this._allocate(array.byteLength);
+    this._bytes(pointer, array.byteLength).set(new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
+    return pointer;
+  }
+  _bytes(pointer, length) {
+    return new Uint8Array(this.#c.memory.buffer, pointer, length);
+  }
+  _fail() {
+    const message = this._text(this.#c.sk_error());
+    throw new RangeError(message === "" ? "sparsekern: no memory for a matrix" : message);
+  }
+  _reserve(name, bytes) {
+    let [pointer, held] = this.#scratch[name];
+    if (bytes > held || pointer === 0) {
+      if (pointer !== 0) this.#c.sk_free(pointer);
+      this.#scratch[name] = [0, 0];
+      pointer = this._allocate(bytes);
+      this.#scratch[name] = [pointer, bytes];
+    }
+    return pointer;
+  }
+  // Where an argument lies in the module's memory: its own place, or a copy in scratch memory.
+  _place(name, value) {
+    if (value === null || value === undefined) return 0;
+    const array = value instanceof Buffer ? value.array : value;
+    if (array.buffer === this.#c.memory.buffer) return array.byteOffset;
+    const pointer = this._reserve(name, array.byteLength);
+    this._bytes(pointer, array.byteLength).set(new Uint8Array(array.buffer, array.byteOffset, array.byteLength));
+    return pointer;
+  }
+
+  /** Memory inside the module for `length` elements, zeroed. */
+  buffer(length, dtype = "float32") {
+    checkSize("sparsekern.buffer", "length", length);
+    checkChoice("sparsekern.buffer", "dtype", dtype, Object.keys(DTYPES));
+    const bytes = length * ARRAYS[dtype].BYTES_PER_ELEMENT;
+    const buffer = new Buffer(this.#c, this._allocate(bytes), length, dtype);
+    buffer.array.fill(0);
+    return buffer;
+  }
+
+  /** A packed matrix: its two arrays (three for int8) as in docs/formats.md, checked and copied. */
+  matrix({ values, structure, dtype = "float32", scale = null }) {
+    checkChoice("sparsekern.matrix", "dtype", dtype, Object.keys(DTYPES));
+    checkArray("sparsekern.matrix", "values", values, dtype);
+    if (!(structure instanceof Uint8Array)) {
+      throw new TypeError(`sparsekern.matrix: structure must be a Uint8Array, got ${show(structure)}`);
+    }
+    if (scale !== null) checkArray("sparsekern.matrix", "scale", scale, "float32");
+    const held = [];
+    try {
+      for (const array of [structure, values, scale]) held.push(array === null ? 0 : this._copyIn(array));
+      const handle = this.#c.sk_csr_new(held[0], structure.byteLength, held[1], values.length, DTYPES[dtype], held[2], scale === null ? 0 : scale.length);
+      if (handle === 0) this._fail();
+      return new CSRMatrix(this, this.#c, handle, held, dtype, values.byteLength + structure.byteLength + (scale?.byteLength ?? 0));
+    } catch (error) {
+      for (const pointer of held) if (pointer !== 0) this.#c.sk_free(pointer);
+      throw error;
+    }
+  }
+
+  /** Packs a dense row-major [rows, cols] array. options.mask: Uint8Array, nonzero = kept. */
+  pack(dense, rows, cols, { dtype = "float32", mask = null, blockRows = 1 } = {}) {
+    checkSize("sparsekern.pack", "rows", rows, 1);
+    checkSize("sparsekern.pack", "cols", cols, 1);
+    checkChoice("sparsekern.pack", "dtype", dtype, ["float32", "bfloat16", "float16"]);
+    checkChoice("sparsekern.pack", "blockRows", blockRows, [1, 2, 4]);
+    checkArray("sparsekern.pack", "dense", dense, dtype, rows * cols);
+    if (mask !== null && !(mask instanceof Uint8Array && mask.length === rows * cols)) {
+      throw new TypeError(`sparsekern.pack: mask must be a Uint8Array of ${rows * cols}, got ${show(mask)}`);
+    }
+    const held = [];
+    let packer = 0;
+    try {
+      for (const array of [dense, mask]) held.push(array === null ? 0 : this._copyIn(array));
+      packer = this.#c.sk_packer_new(held[0], DTYPES[dtype], rows, cols, held[1], blockRows);
+      if (packer === 0) this._fail();
+      const valueCount = this.#c.sk_packer_value_count(packer) >>> 0;
+      const structureBytes = this.#c.sk_packer_structure_bytes(packer) >>> 0;
+      const valueBytes = valueCount * ARRAYS[dtype].BYTES_PER_ELEMENT;
+      const values = this._allocate(valueBytes);
+      held.push(values);
+      const structure = this._allocate(structureBytes);
+      held.push(structure);
+      this.#c.sk_packer_fill(packer, values, structure);
+      return {
+        values: new ARRAYS[dtype](this._bytes(values, valueBytes).slice().buffer),
+        structure: this._bytes(structure, structureBytes).slice(),
+        dtype,
+        scale: null,
+      };
+    } finally {
+      if (packer !== 0) this.#c.sk_packer_delete(packer);
+      for (const pointer of held) if (pointer !== 0) this.#c.sk_free(pointer);
+    }
+  }
+
+  /** A file of sparsekern.save_file: { tensors, layers: Map of name -> { matrix, bias, ... } }. */
+  checkpoint(bytes) {
+    const { tensors, layers: described } = readCheckpoint(bytes);
+    const layers = new Map();
+    const packed = new Map(); // tied layers share one matrix
+    try {
+      for (const [name, { values, structure, scale, bias, ...spec }] of described) {
+        if (!packed.has(structure)) {
+          packed.set(structure, this.matrix({ values: values.data, structure: structure.data, dtype: values.dtype, scale: scale?.data ?? null }));
+        }
+        const matrix = packed.get(structure);
+        if (matrix.rows !== spec.shape[0] || matrix.cols !== spec.shape[1]) {
+          throw new RangeError(`sparsekern.checkpoint: layer ${show(name)} must have shape ${spec.shape}, got ${matrix.rows},${matrix.cols}`);
+        }
+        layers.set(name, { ...spec, matrix, bias });
+      }
+    } catch (error) {
+      for (const matrix of packed.values()) matrix.dispose();
+      throw error;
+    }
+    return { tensors, layers, dispose: () => packed.forEach((matrix) => matrix.dispose()) };
+  }
+}
+
+/** A packed matrix in the module's memory; free it with dispose(). */
+class CSRMatrix {
+  #sk;
+  #c;
+  #handle;
+  #held;
+  constructor(sk, c, handle, held, dtype, bytes) {
+    this.#sk = sk;
+    this.#c = c;
+    this.#handle = handle;
+    this.#held = held;
+    this.dtype = dtype;
+    this.bytes = bytes;
+    this.rows = c.sk_csr_rows(handle);
+    this.cols = c.sk_csr_cols(handle);
+    this.blockRows = c.sk_csr_block_rows(handle);
+    this.kept = c.sk_csr_kept(handle) * this.blockRows;
+  }
+  get _live() {
+    if (this.#handle === 0) throw new Error("CSRMatrix: used after dispose()");
+    return this.#handle;
+  }
+
+  #call(operator, x, xLength, yLength, options, invoke) {
+    const { dtype = "float32", bias = null, activation = "none", out = null } = options;
+    const handle = this._live;
+    checkChoice(operator, "dtype", dtype, ["float32", "bfloat16", "float16"]);
+    const number = checkChoice(operator, "activation", activation, ACTIVATIONS);
+    checkArray(operator, "x", x, dtype, xLength);
+    if (bias !== null) checkArray(operator, "bias", bias, "float32", this.rows);
+    if (out !== null) checkArray(operator, "out", out, dtype, yLength);
+    const sk = this.#sk;
+    const bytes = ARRAYS[dtype].BYTES_PER_ELEMENT;
+    // All memory first: growing it detaches every view.
+    if (!(out instanceof Buffer)) sk._reserve("y", yLength * bytes);
+    const xAt = sk._place("x", x);
+    const biasAt = sk._place("bias", bias);
+    const yAt = out instanceof Buffer ? out.pointer : sk._reserve("y", yLength * bytes);
+    if (invoke(handle, xAt, yAt, DTYPES[dtype], biasAt, number) !== 0) sk._fail();
+    if (out instanceof Buffer) return out;
+    const result = new ARRAYS[dtype](this.#c.memory.buffer, yAt, yLength);
+    if (out === null) return result.slice();
+    out.set(result);
+    return out;
+  }
+
+  /** y[m, n] = activation(sum_k x[m, k] w[n, k] + bias[n]) for x of options.rows x cols. */
+  linear(x, options = {}) {
+    const length = x instanceof Buffer ? x.length : x?.length;
+    const rows = checkSize("csr_linear", "rows", options.rows ?? (length ?? 0) / this.cols);
+    return this.#call("csr_linear", x, rows * this.cols, rows * this.rows, options, (w, xAt, yAt, dtype, bias, activation) =>
+      this.#c.sk_csr_linear(w, xAt, yAt, dtype, rows, this.cols, this.rows, bias, activation));
+  }
+
+  /** 1x1 convolution: x [batch, cols, height, width] -> [batch, rows, ceil(height/stride), ...]. */
+  conv2d(x, options = {}) {
+    const { batch = 1, height, width, stride = 1 } = options;
+    checkSize("csr_conv2d", "batch", batch);
+    checkSize("csr_conv2d", "height", height);
+    checkSize("csr_conv2d", "width", width);
+    checkSize("csr_conv2d", "stride", stride, 1);
+    const pixels = Math.ceil(height / stride) * Math.ceil(width / stride);
+    return this.#call("csr_conv2d", x, batch * this.cols * height * width, batch * this.rows * pixels, options, (w, xAt, yAt, dtype, bias, activation) =>
+      this.#c.sk_csr_conv2d(w, xAt, yAt, dtype, batch, height, width, stride, bias, activation));
+  }
+
+  /** The kernel that `linear` runs for so many rows of x, e.g. csr_linear_r1_f32_batch__wasm_simd128. */
+  linearKernel(rows) {
+    return this.#sk._text(this.#c.sk_csr_linear_kernel(this._live, checkSize("csr_linear", "rows", rows)));
+  }
+  conv2dKernel() {
+    return this.#sk._text(this.#c.sk_csr_conv2d_kernel(this._live));
+  }
+
+  /** Dense row-major copy, of the matrix's dtype (int8: without the scale). */
+  toDense() {
+    const type = ARRAYS[this.dtype];
+    const length = this.rows * this.cols;
+    const handle = this._live;
+    const pointer = this.#sk._allocate(length * type.BYTES_PER_ELEMENT);
+    this.#c.sk_csr_unpack(handle, pointer);
+    const dense = new type(this.#c.memory.buffer, pointer, length).slice();
+    this.#c.sk_free(pointer);
+    return dense;
+  }
+
+  dispose() {
+    if (this.#handle !== 0) this.#c.sk_csr_delete(this.#handle);
+    for (const pointer of this.#held) if (pointer !== 0) this.#c.sk_free(pointer);
+    this.#handle = 0;
+    this.#held = [];
+  }
+}
