@@ -102,7 +102,13 @@ def conclusion(results: Results) -> list[str]:
             f"Fastest point that keeps {100 * KEEP:.0f} % of the dense recall@1 and @10: "
             f"{winner.sparsity} % sparse, {speeds} against dense torch float32."
         )
-    return [first, *results.verdicts(), *notes(results)]
+    lines = [first]
+    if winner is not None and winner.converted == 0:
+        lines.append(
+            f"At {winner.sparsity} % no layer was faster packed, so all stayed dense: the named "
+            "point is no gain on this machine."
+        )
+    return [*lines, *results.verdicts(), *notes(results)]
 
 
 def notes(results: Results) -> list[str]:

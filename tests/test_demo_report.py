@@ -145,6 +145,13 @@ def test_verdicts_say_where_dense_wins(results: Results) -> None:
     )
 
 
+def test_a_winner_without_sparse_layers_is_called_no_gain(results: Results) -> None:
+    assert not any("no gain" in line for line in report.conclusion(results))
+    kept_dense = dataclasses.replace(results.points[1], converted=0)
+    changed = dataclasses.replace(results, points=(results.points[0], kept_dense))
+    assert "At 50 % no layer was faster packed" in report.conclusion(changed)[1]
+
+
 def test_notes_name_amx_fast_runs_and_time_limits(results: Results) -> None:
     text = " ".join(report.notes(results))
     assert "this machine has them" in text

@@ -62,7 +62,7 @@ export interface Conv2dOptions extends CallOptions {
   stride?: number;
 }
 
-/** Memory inside the module: activations that stay there are not copied. */
+/** Memory inside the module: activations that stay there are not copied. May be longer than needed. */
 export interface Buffer {
   readonly pointer: number;
   readonly length: number;

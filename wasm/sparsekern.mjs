@@ -39,7 +39,8 @@ function checkArray(operator, name, value, dtype, length) {
   if (!(array instanceof ARRAYS[dtype])) {
     throw new TypeError(`${operator}: ${name} must be a ${ARRAYS[dtype].name} for ${dtype}, got ${show(array)}`);
   }
-  if (length !== undefined && array.length !== length) {
+  const fits = value instanceof Buffer ? array.length >= length : array.length === length;
+  if (length !== undefined && !fits) {
     throw new RangeError(`${operator}: ${name} must have ${length} elements, got ${array.length}`);
   }
 }
@@ -94,7 +95,10 @@ export async function load(options = {}) {
   return new Sparsekern(exports);
 }
 
-/** Memory inside the module: activations that stay there are not copied. Free it with dispose(). */
+/**
+ * Memory inside the module: activations that stay there are not copied. It may be longer than a call needs, so
+ * that two serve a whole chain of layers. Free it with dispose().
+ */
 class Buffer {
   #c;
   #type;

@@ -29,9 +29,12 @@ export function makeLayers(sparsity) {
 
 export class SparseChain {
   constructor(sk, layers) {
-    this.steps = layers.map((layer) => {
+    // Two buffers take turns, so that what one layer wrote is still in the cache when the next reads it.
+    const largest = Math.max(...layers.map((layer) => layer.rows * layer.size ** 2));
+    this.buffers = [sk.buffer(largest), sk.buffer(largest)];
+    this.steps = layers.map((layer, i) => {
       const matrix = sk.matrix(sk.pack(layer.weight, layer.rows, layer.cols));
-      return { ...layer, matrix, y: sk.buffer(layer.rows * layer.size ** 2) };
+      return { ...layer, matrix, y: this.buffers[i % 2] };
     });
     const { cols, size, stride } = layers[0];
     this.x = sk.buffer(cols * (size * stride) ** 2);
@@ -44,11 +47,11 @@ export class SparseChain {
   run(input) {
     this.x.array.set(input);
     const y = this.steps.reduce((x, step) => this.runStep(step, x), this.x);
-    return y.array.slice();
+    const { rows, size } = this.steps[this.steps.length - 1];
+    return y.array.slice(0, rows * size ** 2);
   }
   dispose() {
-    for (const { matrix, y } of this.steps) [matrix, y].forEach((thing) => thing.dispose());
-    this.x.dispose();
+    for (const thing of [this.x, ...this.buffers, ...this.steps.map((step) => step.matrix)]) thing.dispose();
   }
 }
 

@@ -71,7 +71,7 @@ def cases(layers: nn.ModuleDict) -> list[Case]:
     """Row counts on both sides of every width of the batch kernels, and both kinds of 16 bits."""
     found = []
     for name, layer in layers.items():
-        rows, cols = layer.weight.shape
+        _, cols = layer.weight.shape
         shapes = [(m, cols) for m in (1, 2, 3, 9, 33, 70)]
         if isinstance(layer, CSRConv2d):
             shapes = [(2, cols, 7, 9), (1, cols, 14, 14), (1, cols, 1, 1)]

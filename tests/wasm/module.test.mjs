@@ -74,7 +74,11 @@ for (const tier of ["simd128", "scalar"]) {
       const own = new Float32Array(2);
       assert.equal(matrix.linear(x, { out: own }), own);
       assert.deepEqual(own, Float32Array.of(0, 34));
-      for (const buffer of [x, y, large]) buffer.dispose();
+      assert.equal(matrix.linear(own, { out: large }), large); // longer than needed
+      assert.deepEqual(large.array.slice(0, 3), Float32Array.of(0, 68, 0));
+      const short = sk.buffer(1);
+      assert.throws(() => matrix.linear(own, { out: short }), /csr_linear: out must have 2 elements, got 1/);
+      for (const buffer of [x, y, large, short]) buffer.dispose();
       assert.throws(() => x.array, /Buffer: used after dispose/);
       matrix.dispose();
       matrix.dispose(); // twice is harmless

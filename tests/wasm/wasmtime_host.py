@@ -42,7 +42,8 @@ class Host:
     def put(self, data: bytes) -> int:
         """Copy bytes into memory of the module."""
         pointer = self("sk_malloc", len(data))
-        assert pointer != 0 and pointer % 64 == 0
+        assert pointer != 0
+        assert pointer % 64 == 0
         self.memory.write(self.store, data, pointer)
         return pointer
 

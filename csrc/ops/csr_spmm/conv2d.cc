@@ -42,10 +42,17 @@ void PackPixels(const CsrKernels& kernels, const CsrStructure& s, const CsrConv2
         expand(channel + pixel * element, n, to);
         continue;
       }
-      for (int64_t i = 0; i < n; ++i) {
+      // Row by row: convert a contiguous piece, then take every stride-th element of it.
+      constexpr int64_t kLine = 256;
+      float line[kLine];
+      for (int64_t i = 0; i < n;) {
         const int64_t row = (pixel + i) / g.out_width * a.stride;
-        const int64_t column = (pixel + i) % g.out_width * a.stride;
-        expand(channel + (row * a.width + column) * element, 1, to + i);
+        const int64_t column = (pixel + i) % g.out_width;
+        const int64_t run = std::min({n - i, g.out_width - column, (kLine - 1) / a.stride + 1});
+        expand(channel + (row * a.width + column * a.stride) * element, (run - 1) * a.stride + 1,
+               line);
+        for (int64_t r = 0; r < run; ++r) to[i + r] = line[r * a.stride];
+        i += run;
       }
     }
   });
