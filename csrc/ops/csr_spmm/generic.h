@@ -150,7 +150,7 @@ static inline void BatchLane(const float* values, const uint8_t* index, int step
   };
   int j = 0;
 #if defined(__wasm_simd128__)
-  // Else V8 unrolls by two itself, and spills sums in the first copy (12 % slower on long rows).
+  // Else V8 unrolls by two itself, and spills sums in the first copy (8 % slower on long rows).
 #pragma clang loop unroll_count(4)
 #endif
   for (; j + S <= steps; j += S) {
