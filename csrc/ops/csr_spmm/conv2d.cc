@@ -27,6 +27,17 @@ void ForEachRun(int64_t begin, int64_t pixels, int64_t per_image, F run) {
   }
 }
 
+// Channels are planes apart, a stride that hardware prefetchers do not follow: the lines of the channel
+// kAhead further on are asked for while this one is copied.
+constexpr int64_t kAhead = 8;
+
+void PrefetchRead(const uint8_t* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+void PrefetchWrite(uint8_t* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 1);
+}
+
 // x tile in fp32: out[cols][width], pixels beyond the tile's zeroed.
 void PackPixels(const CsrKernels& kernels, const CsrStructure& s, const CsrConv2dArgs& a,
                 const Geometry& g, int64_t begin, int64_t pixels, int width, float* out) {
@@ -39,6 +50,9 @@ void PackPixels(const CsrKernels& kernels, const CsrStructure& s, const CsrConv2
       const uint8_t* channel = x + static_cast<size_t>(image * s.cols + k) * plane * element;
       float* to = out + k * width + at;
       if (a.stride == 1) {
+        if (k + kAhead < s.cols) {
+          PrefetchRead(channel + (kAhead * plane + pixel) * element, n * element);
+        }
         expand(channel + pixel * element, n, to);
         continue;
       }
@@ -74,7 +88,9 @@ void StorePixels(const CsrKernels& kernels, const CsrStructure& s, const CsrConv
   ForEachRun(begin, pixels, g.out_pixels, [&](int64_t image, int64_t pixel, int64_t at, int64_t n) {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t position = (image * s.rows + first + r) * g.out_pixels + pixel;
-      narrow(y + r * width + at, n, out + static_cast<size_t>(position) * element);
+      uint8_t* to = out + static_cast<size_t>(position) * element;
+      if (r + kAhead < rows) PrefetchWrite(to + kAhead * g.out_pixels * element, n * element);
+      narrow(y + r * width + at, n, to);
     }
   });
 }
