@@ -27,8 +27,8 @@ void ForEachRun(int64_t begin, int64_t pixels, int64_t per_image, F run) {
   }
 }
 
-// Channels are planes apart, a stride that hardware prefetchers do not follow: the lines of the channel
-// kAhead further on are asked for while this one is copied.
+// Channels are planes apart, a stride that hardware prefetchers do not follow: the lines of the
+// channel kAhead further on are asked for while this one is copied.
 constexpr int64_t kAhead = 8;
 
 void PrefetchRead(const uint8_t* p, int64_t bytes) {
