@@ -33,10 +33,14 @@ struct Neon {
   static Reg IfNegative(Reg x, Reg a, Reg b) {
     return vbslq_f32(vreinterpretq_u32_s32(vshrq_n_s32(vreinterpretq_s32_f32(x), 31)), a, b);
   }
-  static Reg Where(int active, Reg a, Reg b) {
-    const int32x4_t lane = {0, 1, 2, 3};
-    return vbslq_f32(vcltq_s32(lane, vdupq_n_s32(active)), a, b);
+  using Mask = uint32x4_t;
+  static Mask Above(const uint8_t* bytes, int n) {
+    uint32_t four;
+    std::memcpy(&four, bytes, sizeof four);
+    const uint16x8_t wide = vmovl_u8(vcreate_u8(four));
+    return vcgtq_u32(vmovl_u16(vget_low_u16(wide)), vdupq_n_u32(static_cast<uint32_t>(n)));
   }
+  static Reg Where(Mask mask, Reg a, Reg b) { return vbslq_f32(mask, a, b); }
   static Reg LoadBF16(const uint16_t* p) {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
   }
@@ -97,6 +101,6 @@ struct Neon {
 // 48 rows of x beside one weight: twelve independent sums, and of the maps that convolution nets
 // end in (14x14 = 4 * 48 + 4, 7x7 = 48 + 1) hardly a lane is wasted.
 extern const CsrKernels kCsrKernels_arm_neon =
-    MakeCsrKernels<Neon, 2, 4, 8, 12>("arm_neon", kNeon, 2);
+    MakeCsrKernels<Neon, 2, 4, 8, 12, 16>("arm_neon", kNeon, 2);
 
 }  // namespace sparsekern

@@ -27,17 +27,6 @@ void ForEachRun(int64_t begin, int64_t pixels, int64_t per_image, F run) {
   }
 }
 
-// Channels are planes apart, a stride that hardware prefetchers do not follow: the lines of the
-// channel kAhead further on are asked for while this one is copied.
-constexpr int64_t kAhead = 8;
-
-void PrefetchRead(const uint8_t* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
-}
-void PrefetchWrite(uint8_t* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i, 1);
-}
-
 // x tile in fp32: out[cols][width], pixels beyond the tile's zeroed.
 void PackPixels(const CsrKernels& kernels, const CsrStructure& s, const CsrConv2dArgs& a,
                 const Geometry& g, int64_t begin, int64_t pixels, int width, float* out) {
@@ -46,16 +35,15 @@ void PackPixels(const CsrKernels& kernels, const CsrStructure& s, const CsrConv2
   const uint8_t* x = static_cast<const uint8_t*>(a.x);
   const int64_t plane = a.height * a.width;
   ForEachRun(begin, pixels, g.out_pixels, [&](int64_t image, int64_t pixel, int64_t at, int64_t n) {
+    if (a.stride == 1) {
+      const int64_t first = image * s.cols * plane + pixel;
+      kernels.pack_channels[static_cast<int>(a.dtype)](x + static_cast<size_t>(first) * element,
+                                                       plane, s.cols, n, width, out + at);
+      return;
+    }
     for (int64_t k = 0; k < s.cols; ++k) {
       const uint8_t* channel = x + static_cast<size_t>(image * s.cols + k) * plane * element;
       float* to = out + k * width + at;
-      if (a.stride == 1) {
-        if (k + kAhead < s.cols) {
-          PrefetchRead(channel + (kAhead * plane + pixel) * element, n * element);
-        }
-        expand(channel + pixel * element, n, to);
-        continue;
-      }
       // Row by row: convert a contiguous piece, then take every stride-th element of it.
       constexpr int64_t kLine = 256;
       float line[kLine];
@@ -89,7 +77,6 @@ void StorePixels(const CsrKernels& kernels, const CsrStructure& s, const CsrConv
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t position = (image * s.rows + first + r) * g.out_pixels + pixel;
       uint8_t* to = out + static_cast<size_t>(position) * element;
-      if (r + kAhead < rows) PrefetchWrite(to + kAhead * g.out_pixels * element, n * element);
       narrow(y + r * width + at, n, to);
     }
   });
@@ -118,33 +105,29 @@ Status CsrConv2d(const CsrMatrix& w, const CsrConv2dArgs& args, const ParallelFo
   g.out_pixels = g.out_height * g.out_width;
   const int64_t pixels = args.batch * g.out_pixels;
   if (pixels == 0) return Status::Ok();
-  const XTiles tiles(kernels, pixels);
-  const int widest = kernels.widths[tiles.count() > 1 ? kCsrWidths - 1 : tiles.width_index(0)];
-  const int64_t expanded_floats = ExpandedFloats(w);
-  std::atomic<bool> failed{false};
-  ForEachPart(s, tiles, parallel_for,
-              [&](int64_t panel_begin, int64_t panel_end, int64_t tile_begin, int64_t tile_end) {
-                if (panel_begin == panel_end || tile_begin == tile_end) return;
-                const Scratch x(XTileFloats(s, widest));
-                const Scratch y(YPanelFloats(s, widest));
-                const Scratch expanded(expanded_floats);
-                if (x.data() == nullptr || y.data() == nullptr || expanded.data() == nullptr) {
-                  failed = true;
-                  return;
-                }
-                for (int64_t t = tile_begin; t < tile_end; ++t) {
-                  const int width_index = tiles.width_index(t);
-                  const int width = kernels.widths[width_index];
-                  PackPixels(kernels, s, args, g, tiles.begin(t), tiles.rows(t), width, x.data());
-                  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-                    BatchPanel(kernels, w, args.epilogue, panel, width_index, x.data(),
-                               expanded.data(), y.data());
-                    StorePixels(kernels, s, args, g, panel, tiles.begin(t), tiles.rows(t), width,
-                                y.data());
-                  }
-                }
-              });
-  return failed ? OutOfScratch("csr_conv2d") : Status::Ok();
+  const auto pack = [&](const XTile& tile, float* x) {
+    PackPixels(kernels, s, args, g, tile.begin, tile.rows, tile.width, x);
+  };
+  const auto run = [&](const XTile& tile, int64_t panel, const float* x, float* expanded,
+                       float* y) {
+    const int64_t image = tile.begin / g.out_pixels, pixel = tile.begin % g.out_pixels;
+    const float* scale = PanelPart(w.scale, s, panel);
+    const float* bias = PanelPart(args.epilogue.bias, s, panel);
+    const int64_t rows = PanelRows(s, panel);
+    if (args.dtype == DType::kF32 && pixel + tile.rows <= g.out_pixels) {
+      // A tile inside one image: the kernel itself puts the channels where they belong.
+      const int64_t first = (image * s.rows + panel * s.panel_rows()) * g.out_pixels + pixel;
+      const CsrPanelOutput output{static_cast<float*>(args.y) + first, g.out_pixels, rows,
+                                  tile.rows, scale, bias, args.epilogue.activation};
+      BatchPanel(kernels, w, panel, tile.width_index, x, expanded, y, &output);
+      return;
+    }
+    BatchPanel(kernels, w, panel, tile.width_index, x, expanded, y, nullptr);
+    kernels.finish_channels(y, rows, tile.width, scale, bias, args.epilogue.activation);
+    StorePixels(kernels, s, args, g, panel, tile.begin, tile.rows, tile.width, y);
+  };
+  const bool done = ForEachTile(kernels, w, pixels, parallel_for, pack, run);
+  return done ? Status::Ok() : OutOfScratch("csr_conv2d");
 }
 
 }  // namespace sparsekern

@@ -26,15 +26,16 @@ int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts) {
 }
 
 XTiles::XTiles(const CsrKernels& kernels, int64_t x_rows)
-    : x_rows_(x_rows),
-      widest_(kernels.widths[kCsrWidths - 1]),
-      count_((x_rows + widest_ - 1) / widest_),
-      last_(0) {
-  const int64_t rest = x_rows - (count_ - 1) * widest_;
+    : x_rows_(x_rows), width_(kernels.widths[kCsrTileWidth]), count_(1), last_(0) {
+  const int64_t most = kernels.widths[kCsrWidths - 1];
+  if (x_rows > most) count_ += (x_rows - most + width_ - 1) / width_;
+  const int64_t rest = x_rows - (count_ - 1) * width_;
   while (kernels.widths[last_] < rest) ++last_;
 }
 
-int64_t XTiles::rows(int64_t tile) const { return std::min(widest_, x_rows_ - begin(tile)); }
+int64_t XTiles::rows(int64_t tile) const {
+  return tile + 1 < count_ ? width_ : x_rows_ - begin(tile);
+}
 
 CsrTile TileAt(const CsrMatrix& w, int64_t t) {
   const CsrStructure& s = w.structure;
@@ -70,27 +71,22 @@ int64_t YPanelFloats(const CsrStructure& s, int width) {
   return static_cast<int64_t>(kCsrReachableGroups) * s.block_rows * width;
 }
 
-void BatchPanel(const CsrKernels& kernels, const CsrMatrix& w, const CsrEpilogue& epilogue,
-                int64_t panel, int width_index, const float* x, float* expanded, float* y) {
+void BatchPanel(const CsrKernels& kernels, const CsrMatrix& w, int64_t panel, int width_index,
+                const float* x, float* expanded, float* y, const CsrPanelOutput* output) {
   const CsrStructure& s = w.structure;
   const int width = kernels.widths[width_index];
-  const int64_t rows = PanelRows(s, panel);
-  std::memset(y, 0, sizeof(float) * s.panel_rows() * width);
   const CsrBatchFn product = kernels.batch[Log2(s.block_rows)][width_index];
   for (int64_t block = 0; block < s.blocks; ++block) {
+    const bool first = block == 0, last = block + 1 == s.blocks;
     CsrTile tile = TileAt(w, panel * s.blocks + block);
-    if (tile.steps == 0) continue;
-    if (w.dtype != DType::kF32) {
+    if (tile.steps == 0 && !first && !last) continue;
+    if (w.dtype != DType::kF32 && tile.steps != 0) {
       kernels.expand[static_cast<int>(w.dtype)](tile.values, tile.steps * kCsrLanes * s.block_rows,
                                                 expanded);
       tile.values = expanded;
     }
-    product(tile, x + block * kCsrBlockCols * width, y);
+    product(tile, x + block * kCsrBlockCols * width, y, first, last ? output : nullptr);
   }
-  const int64_t first = panel * s.panel_rows();
-  kernels.finish_channels(y, rows, width, w.scale != nullptr ? w.scale + first : nullptr,
-                          epilogue.bias != nullptr ? epilogue.bias + first : nullptr,
-                          epilogue.activation);
 }
 
 Status CheckMatrix(const char* op, const CsrMatrix& w) {

@@ -3,6 +3,7 @@
 // threads, the product of one x tile with a range of panels.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -40,19 +41,19 @@ class Scratch {
 // number of steps: the tile offsets made at pack time are the table.
 int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts);
 
-// The x rows of a batch call, cut into tiles: as many of the widest as fit, then the narrowest that
-// covers the rest.
+// The x rows of a batch call, cut into tiles of one width; the last is the narrowest that covers
+// the rest, perhaps a little wider than the others.
 class XTiles {
  public:
   XTiles(const CsrKernels& kernels, int64_t x_rows);
   int64_t count() const { return count_; }
-  int64_t begin(int64_t tile) const { return tile * widest_; }
+  int64_t begin(int64_t tile) const { return tile * width_; }
   int64_t rows(int64_t tile) const;  // present
-  int width_index(int64_t tile) const { return tile + 1 < count_ ? kCsrWidths - 1 : last_; }
+  int width_index(int64_t tile) const { return tile + 1 < count_ ? kCsrTileWidth : last_; }
 
  private:
   int64_t x_rows_;
-  int64_t widest_;
+  int64_t width_;
   int64_t count_;
   int last_;
 };
@@ -85,9 +86,15 @@ CsrTile TileAt(const CsrMatrix& w, int64_t t);
 // fp32 scratch for the values of one tile; empty when they are fp32 already.
 int64_t ExpandedFloats(const CsrMatrix& w);
 
-// y[panel rows][width] = product of one panel with the packed x tile, epilogue applied.
-void BatchPanel(const CsrKernels& kernels, const CsrMatrix& w, const CsrEpilogue& epilogue,
-                int64_t panel, int width_index, const float* x, float* expanded, float* y);
+// The product of one panel with the packed x tile: into `output`, finished; without one into
+// y[panel rows][width], raw.
+void BatchPanel(const CsrKernels& kernels, const CsrMatrix& w, int64_t panel, int width_index,
+                const float* x, float* expanded, float* y, const CsrPanelOutput* output);
+
+// A panel's part of an array with one entry a row, or nullptr.
+inline const float* PanelPart(const float* per_row, const CsrStructure& s, int64_t panel) {
+  return per_row != nullptr ? per_row + panel * s.panel_rows() : nullptr;
+}
 
 // Rows of `panel` that exist.
 int64_t PanelRows(const CsrStructure& s, int64_t panel);
@@ -95,6 +102,48 @@ int64_t PanelRows(const CsrStructure& s, int64_t panel);
 // Scratch of a batch thread, in floats.
 int64_t XTileFloats(const CsrStructure& s, int width);
 int64_t YPanelFloats(const CsrStructure& s, int width);
+
+// Rows `begin`..`begin + rows` of x, as the batch kernels take them: `width` apart.
+struct XTile {
+  int64_t begin;
+  int rows;
+  int width_index;
+  int width;
+};
+
+// The batch path: every x tile is packed once by pack(tile, x) and met with each panel in
+// run(tile, panel, x, expanded, y), over all threads. False: no memory for scratch.
+template <typename Pack, typename Run>
+bool ForEachTile(const CsrKernels& kernels, const CsrMatrix& w, int64_t x_rows,
+                 const ParallelFor& parallel_for, const Pack& pack, const Run& run) {
+  const CsrStructure& s = w.structure;
+  const XTiles tiles(kernels, x_rows);
+  const int widest =
+      kernels.widths[std::max(tiles.width_index(0), tiles.width_index(tiles.count() - 1))];
+  const int64_t expanded_floats = ExpandedFloats(w);
+  std::atomic<bool> failed{false};
+  ForEachPart(s, tiles, parallel_for,
+              [&](int64_t panel_begin, int64_t panel_end, int64_t tile_begin, int64_t tile_end) {
+                if (panel_begin == panel_end || tile_begin == tile_end) return;
+                const Scratch x(XTileFloats(s, widest));
+                const Scratch y(YPanelFloats(s, widest));
+                const Scratch expanded(expanded_floats);
+                if (x.data() == nullptr || y.data() == nullptr || expanded.data() == nullptr) {
+                  failed = true;
+                  return;
+                }
+                for (int64_t t = tile_begin; t < tile_end; ++t) {
+                  const int width_index = tiles.width_index(t);
+                  const XTile tile{tiles.begin(t), static_cast<int>(tiles.rows(t)), width_index,
+                                   kernels.widths[width_index]};
+                  pack(tile, x.data());
+                  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+                    run(tile, panel, x.data(), expanded.data(), y.data());
+                  }
+                }
+              });
+  return !failed;
+}
 
 Status CheckMatrix(const char* op, const CsrMatrix& w);
 Status CheckActivations(const char* op, DType dtype, Activation activation);

@@ -7,9 +7,10 @@
 //
 // V offers: kLanes; kAccumulators (registers to hold sums in); Reg; Zero, Set1, Load, Store; Add,
 // Mul, Div, Fma(a, b, c) = a*b + c; Max, Min (a NaN in the second argument survives); Round (to
-// nearest); Pow2(n) for integral n, 2^128 = infinity; IfNegative(x, a, b); Where(active, a, b):
-// lanes below `active` from a; Load16/Store16 of bf16 and f16, LoadI8; Transpose(Reg[kLanes]);
-// Columns, the x block of a decode tile, with Look(indices).
+// nearest); Pow2(n) for integral n, 2^128 = infinity; IfNegative(x, a, b); Mask; Above(bytes, n): the
+// lanes whose byte is above n; Where(mask, a, b); Load16/Store16 of bf16 and f16, LoadI8; Transpose(Reg[kLanes]);
+// Columns, the x block of a decode tile, with Look(indices). It may offer StorePart(p, v, n), which
+// stores the first n < kLanes lanes.
 //
 // Batch (compute-bound): for one kept weight, one broadcast and width/kLanes multiply-adds whose x
 // operands come straight from the first-level cache. Its limit is the load ports: (U + 2)/2 cycles
@@ -60,6 +61,18 @@ static constexpr int64_t kBytesOf = SizeOf(D);
 
 // ---- decode ------------------------------------------------------------------------------------
 
+// Asks for the index and the values of the step kAhead further on. Hardware prefetchers fall behind a
+// loop of this many instructions a line: 83 -> 99 % of the read bandwidth on a Cascade Lake.
+template <DType D, int R>
+static inline void PrefetchStep(const uint8_t* values, const uint8_t* index) {
+  constexpr int kAhead = 64 / R;
+  constexpr int64_t kStepBytes = kBytesOf<D> * R * kCsrLanes;
+  __builtin_prefetch(index + kAhead * kCsrLanes);
+  for (int64_t i = 0; i < kStepBytes; i += 64) {
+    __builtin_prefetch(values + kAhead * kStepBytes + i);
+  }
+}
+
 // One row of x. A lane is a group of R outputs; sums stay in registers for a whole slice.
 template <typename V, DType D, int R>
 static inline void DecodeRow(const CsrTile& tile, const typename V::Columns& columns, float* y) {
@@ -79,6 +92,7 @@ static inline void DecodeRow(const CsrTile& tile, const typename V::Columns& col
     const int full = count[kCsrLanes - 1] < steps ? count[kCsrLanes - 1] : steps;
     int j = 0;
     for (; j < full; ++j) {
+      PrefetchStep<D, R>(values, index);
       for (int v = 0; v < kRegs; ++v) {
         const typename V::Reg x = columns.Look(index + v * V::kLanes);
         for (int i = 0; i < R; ++i) {
@@ -89,15 +103,15 @@ static inline void DecodeRow(const CsrTile& tile, const typename V::Columns& col
       values += kBytesOf<D> * R * kCsrLanes;
     }
     // The last steps, where some lanes have run out: their padding must not meet an infinity in x.
-    int active = kCsrLanes;
     for (; j < steps; ++j) {
-      while (active > 0 && count[active - 1] <= j) --active;
+      PrefetchStep<D, R>(values, index);
       for (int v = 0; v < kRegs; ++v) {
         const typename V::Reg x = columns.Look(index + v * V::kLanes);
+        const typename V::Mask active = V::Above(count + v * V::kLanes, j);
         for (int i = 0; i < R; ++i) {
           const typename V::Reg more =
               V::Fma(x, LoadAs<V, D>(values, i * kCsrLanes + v * V::kLanes), sum[i][v]);
-          sum[i][v] = V::Where(active - v * V::kLanes, more, sum[i][v]);
+          sum[i][v] = V::Where(active, more, sum[i][v]);
         }
       }
       index += kCsrLanes;
@@ -118,87 +132,6 @@ static void DecodeTile(const CsrTile& tile, const float* x, int64_t x_stride, in
   for (int m = 0; m < x_rows; ++m) {
     const typename V::Columns columns(x + m * x_stride);
     DecodeRow<V, D, R>(tile, columns, y + m * y_stride);
-  }
-}
-
-// ---- batch -------------------------------------------------------------------------------------
-
-// One lane: R rows of weights times U vectors of x. Short products keep S sets of sums on
-// alternating steps, to hide the multiply-add's latency. The sums start at 0 and meet y at the end:
-// y comes from the second-level cache, and this way nothing waits for it.
-template <typename V, int R, int U>
-static inline void BatchLane(const float* values, const uint8_t* index, int steps, const float* x,
-                             int width, float* y) {
-  constexpr int S = R * U >= 4 ? 1 : 2;
-  typename V::Reg sum[S][R][U];
-  for (int set = 0; set < S; ++set) {
-    for (int i = 0; i < R; ++i) {
-      for (int u = 0; u < U; ++u) sum[set][i][u] = V::Zero();
-    }
-  }
-  const auto step = [&](int set) __attribute__((always_inline)) {
-    const float* xk = x + static_cast<int64_t>(index[set * kCsrLanes]) * width;
-    // One address per step: with an index register in each operand the multiply-adds take two
-    // slots.
-    asm("" : "+r"(xk));
-    for (int i = 0; i < R; ++i) {
-      const typename V::Reg w = V::Set1(values[(set * R + i) * kCsrLanes]);
-      for (int u = 0; u < U; ++u) {
-        sum[set][i][u] = V::Fma(w, V::Load(xk + u * V::kLanes), sum[set][i][u]);
-      }
-    }
-  };
-  int j = 0;
-#if defined(__wasm_simd128__)
-  // Else V8 unrolls by two itself, and spills sums in the first copy (8 % slower on long rows).
-#pragma clang loop unroll_count(4)
-#endif
-  for (; j + S <= steps; j += S) {
-    for (int set = 0; set < S; ++set) step(set);
-    values += S * R * kCsrLanes;
-    index += S * kCsrLanes;
-  }
-  if (S > 1 && j < steps) step(0);
-  for (int i = 0; i < R; ++i) {
-    for (int u = 0; u < U; ++u) {
-      typename V::Reg total = sum[0][i][u];
-      for (int set = 1; set < S; ++set) total = V::Add(total, sum[set][i][u]);
-      float* out = y + i * width + u * V::kLanes;
-      V::Store(out, V::Add(V::Load(out), total));
-    }
-  }
-}
-
-template <typename V, int R, int U>
-static void BatchTile(const CsrTile& tile, const float* x, float* y) {
-  constexpr int kWidth = U * V::kLanes;
-  // Fewer vectors at a time where R rows of the full width would not fit in registers.
-  constexpr int kFit = V::kAccumulators / R;
-  constexpr int kPart = U < kFit ? U : kFit;
-  constexpr int kWhole = U / kPart * kPart;
-  const float* values = static_cast<const float*>(tile.values);
-  const uint8_t* index = tile.index;
-  int64_t left = tile.steps;
-  for (int s = 0; s < tile.panel_groups; s += kCsrLanes) {
-    const uint8_t* count = tile.count + s;
-    const uint8_t* order = tile.order + s;
-    const int slice_steps = count[0] < left ? count[0] : static_cast<int>(left);
-    if (slice_steps == 0) break;  // sorted: nothing kept from here on
-    left -= slice_steps;
-    for (int l = 0; l < kCsrLanes; ++l) {
-      const int steps = count[l] < slice_steps ? count[l] : slice_steps;
-      if (steps == 0) break;
-      float* out = y + static_cast<int64_t>(order[l]) * R * kWidth;
-      for (int u = 0; u < kWhole * V::kLanes; u += kPart * V::kLanes) {
-        BatchLane<V, R, kPart>(values + l, index + l, steps, x + u, kWidth, out + u);
-      }
-      if constexpr (kWhole < U) {
-        BatchLane<V, R, U - kWhole>(values + l, index + l, steps, x + kWhole * V::kLanes, kWidth,
-                                    out + kWhole * V::kLanes);
-      }
-    }
-    values += static_cast<int64_t>(slice_steps) * R * kCsrLanes;
-    index += static_cast<int64_t>(slice_steps) * kCsrLanes;
   }
 }
 
@@ -240,8 +173,7 @@ static void SddmmTile(const CsrTile& tile, const float* grad, const float* x, in
   }
 }
 
-// ---- conversion and transposition
-// ----------------------------------------------------------------
+// ---- conversion and transposition --------------------------------------------------------------
 
 template <typename V, DType D>
 static void Expand(const void* in, int64_t n, float* out) {
@@ -281,26 +213,76 @@ static void PackRows(const void* in, int64_t stride, int rows, int64_t cols, int
   }
 }
 
+// The first n lanes: none for n <= 0, all from kLanes on.
+template <typename V>
+static inline void StoreFirst(float* p, typename V::Reg v, int n) {
+  if (n >= V::kLanes) {
+    V::Store(p, v);
+  } else if (n > 0) {
+    if constexpr (requires { V::StorePart(p, v, n); }) {
+      V::StorePart(p, v, n);
+    } else {
+      float lanes[V::kLanes];
+      V::Store(lanes, v);
+      for (int i = 0; i < n; ++i) p[i] = lanes[i];
+    }
+  }
+}
+
+// The first n lanes, the others 0.
+template <typename V>
+static inline typename V::Reg LoadFirst(const float* p, int64_t n) {
+  if (n >= V::kLanes) return V::Load(p);
+  float lanes[V::kLanes] = {};
+  std::memcpy(lanes, p, static_cast<size_t>(n) * sizeof(float));
+  return V::Load(lanes);
+}
+
 template <typename V, DType D>
-static void StoreRows(const float* in, int width, int rows, int64_t cols, void* out,
-                      int64_t stride) {
+static void PackChannels(const void* in, int64_t stride, int64_t channels, int64_t n, int width,
+                         float* out) {
+  const char* bytes = static_cast<const char*>(in);
+  for (int64_t c = 0; c < channels; ++c) {
+    const char* from = bytes + c * stride * kBytesOf<D>;
+    float* to = out + c * width;
+    int64_t i = 0;
+    for (; i + V::kLanes <= n; i += V::kLanes) V::Store(to + i, LoadAs<V, D>(from, i));
+    for (; i < n; ++i) to[i] = LoadOne<D>(from, i);
+  }
+}
+
+template <typename V, DType D>
+static void StoreRows(const float* in, int width, int rows, int64_t cols, const float* scale,
+                      const float* bias, Clamp clamp, void* out, int64_t stride) {
+  const typename V::Reg low = V::Set1(clamp.low), high = V::Set1(clamp.high);
   for (int m = 0; m < rows; m += V::kLanes) {
     const int present = rows - m < V::kLanes ? rows - m : V::kLanes;
-    int64_t c = 0;
-    for (; c + V::kLanes <= cols; c += V::kLanes) {
+    for (int64_t c = 0; c < cols; c += V::kLanes) {
+      const int64_t n = cols - c < V::kLanes ? cols - c : V::kLanes;
       typename V::Reg t[V::kLanes];
-      for (int r = 0; r < V::kLanes; ++r) t[r] = V::Load(in + (c + r) * width + m);
-      V::Transpose(t);
-      for (int r = 0; r < present; ++r) {
-        StoreAs<V, D>(out, (m + r) * stride + c, t[r]);
-        // kLanes rows are more streams than the hardware prefetcher follows: 8.7 -> 3.9 ms for 25
-        // MB.
-        __builtin_prefetch(static_cast<char*>(out) + ((m + r) * stride + c) * kBytesOf<D> + 128, 1);
+      for (int r = 0; r < V::kLanes; ++r) {
+        t[r] = r < n ? V::Load(in + (c + r) * width + m) : V::Zero();
       }
-    }
-    for (; c < cols; ++c) {
-      for (int r = 0; r < present; ++r)
-        StoreOne<D>(out, (m + r) * stride + c, in[c * width + m + r]);
+      V::Transpose(t);
+      const typename V::Reg s = scale != nullptr ? LoadFirst<V>(scale + c, n) : V::Set1(1.0f);
+      const typename V::Reg b = bias != nullptr ? LoadFirst<V>(bias + c, n) : V::Zero();
+      for (int r = 0; r < present; ++r) {
+        typename V::Reg v = t[r];
+        if (scale != nullptr) v = V::Mul(v, s);
+        if (bias != nullptr) v = V::Add(v, b);
+        v = V::Min(high, V::Max(low, v));
+        const int64_t position = (m + r) * stride + c;
+        if (n == V::kLanes) {
+          StoreAs<V, D>(out, position, v);
+          // kLanes rows are more streams than the hardware prefetcher follows: 8.7 -> 3.9 ms for
+          // 25 MB.
+          __builtin_prefetch(static_cast<char*>(out) + position * kBytesOf<D> + 128, 1);
+        } else {
+          float lanes[V::kLanes];
+          V::Store(lanes, v);
+          for (int64_t e = 0; e < n; ++e) StoreOne<D>(out, position + e, lanes[e]);
+        }
+      }
     }
   }
 }
@@ -449,16 +431,214 @@ static void FinishRow(float* acc, int64_t n, const float* scale, const float* bi
   }
 }
 
+// ---- batch -------------------------------------------------------------------------------------
+
+// One lane: R rows of weights times U vectors of x. Short products keep S sets of sums on
+// alternating steps, to hide the multiply-add's latency. The sums start at 0 and meet y at the end:
+// y comes from the second-level cache, and this way nothing waits for it.
+template <typename V, int R, int U>
+static inline __attribute__((always_inline)) void BatchSums(const float* values,
+                                                            const uint8_t* index, int steps,
+                                                            const float* x, int width,
+                                                            typename V::Reg (&total)[R][U]) {
+  constexpr int S = R * U >= 4 ? 1 : 2;
+  typename V::Reg sum[S][R][U];
+  for (int set = 0; set < S; ++set) {
+    for (int i = 0; i < R; ++i) {
+      for (int u = 0; u < U; ++u) sum[set][i][u] = V::Zero();
+    }
+  }
+  const auto step = [&](int set) __attribute__((always_inline)) {
+    const float* xk = x + static_cast<int64_t>(index[set * kCsrLanes]) * width;
+    // One address per step: with an index register in each operand the multiply-adds take two
+    // slots.
+    asm("" : "+r"(xk));
+    for (int i = 0; i < R; ++i) {
+      const typename V::Reg w = V::Set1(values[(set * R + i) * kCsrLanes]);
+      for (int u = 0; u < U; ++u) {
+        sum[set][i][u] = V::Fma(w, V::Load(xk + u * V::kLanes), sum[set][i][u]);
+      }
+    }
+  };
+  int j = 0;
+#if defined(__wasm_simd128__)
+  // Else V8 unrolls by two itself, and spills sums in the first copy (8 % slower on long rows).
+#pragma clang loop unroll_count(4)
+#endif
+  for (; j + S <= steps; j += S) {
+    for (int set = 0; set < S; ++set) step(set);
+    values += S * R * kCsrLanes;
+    index += S * kCsrLanes;
+  }
+  if (S > 1 && j < steps) step(0);
+  for (int i = 0; i < R; ++i) {
+    for (int u = 0; u < U; ++u) {
+      total[i][u] = sum[0][i][u];
+      for (int set = 1; set < S; ++set) total[i][u] = V::Add(total[i][u], sum[set][i][u]);
+    }
+  }
+}
+
+// P neighbouring lanes at a time, one word of indices for all: worth it where a lane alone is too
+// narrow to pay for its loop (30 % at 16 rows of x with AVX-512, nothing at 64).
+template <typename V, int R, int U, int P>
+static inline __attribute__((always_inline)) void BatchSumsTogether(
+    const float* values, const uint8_t* index, const int* steps, const float* x,
+    typename V::Reg (&total)[P][R][U]) {
+  constexpr int64_t kWidth = U * V::kLanes;
+  static_assert(P == sizeof(uint64_t));
+  for (int p = 0; p < P; ++p) {
+    for (int i = 0; i < R; ++i) {
+      for (int u = 0; u < U; ++u) total[p][i][u] = V::Zero();
+    }
+  }
+  const auto add = [&](int p, uint8_t k) __attribute__((always_inline)) {
+    const float* xk = x + k * kWidth;
+    for (int i = 0; i < R; ++i) {
+      const typename V::Reg w = V::Set1(values[i * kCsrLanes + p]);
+      for (int u = 0; u < U; ++u) {
+        total[p][i][u] = V::Fma(w, V::Load(xk + u * V::kLanes), total[p][i][u]);
+      }
+    }
+  };
+  int j = 0;
+  for (; j < steps[P - 1]; ++j) {  // sorted: the last lane is the shortest
+    uint64_t word;
+    std::memcpy(&word, index, sizeof word);
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) add(p, static_cast<uint8_t>(word >> 8 * p));
+    values += R * kCsrLanes;
+    index += kCsrLanes;
+  }
+  const float* const rest = values;
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    values = rest;
+    for (int more = j; more < steps[p]; ++more) {
+      add(p, index[(more - j) * kCsrLanes + p]);
+      values += R * kCsrLanes;
+    }
+  }
+}
+
+// Finished sums of rows `row`... of a panel, vectors from pixel `at` on, to where they belong. What
+// is no clamp follows in a second pass, while the row is in the first-level cache.
+template <typename V, int R, int U>
+static inline __attribute__((always_inline)) void FinishLane(
+    const typename V::Reg (&total)[R][U], const CsrPanelOutput& output, Clamp clamp, int64_t row,
+    int at) {
+  const typename V::Reg low = V::Set1(clamp.low), high = V::Set1(clamp.high);
+  const int pixels = output.pixels - at;
+  for (int i = 0; i < R && row + i < output.rows; ++i) {
+    float* y = output.y + (row + i) * output.stride + at;
+    const typename V::Reg s = V::Set1(output.scale != nullptr ? output.scale[row + i] : 1.0f);
+    const typename V::Reg b = V::Set1(output.bias != nullptr ? output.bias[row + i] : 0.0f);
+    typename V::Reg v[U];
+    for (int u = 0; u < U; ++u) {
+      v[u] = V::Min(high, V::Max(low, V::Add(V::Mul(total[i][u], s), b)));
+    }
+    if (pixels >= U * V::kLanes) {
+      for (int u = 0; u < U; ++u) V::Store(y + u * V::kLanes, v[u]);
+    } else {
+      for (int u = 0; u < U; ++u) StoreFirst<V>(y + u * V::kLanes, v[u], pixels - u * V::kLanes);
+    }
+    if (!IsClamp(output.activation) && pixels > 0) {
+      FinishRow<V>(y, pixels < U * V::kLanes ? pixels : U * V::kLanes, nullptr, nullptr,
+                   output.activation);
+    }
+  }
+}
+
+template <typename V, int R, int U, bool kFirst, bool kLast>
+static void BatchTileAs(const CsrTile& tile, const float* x, float* y,
+                        const CsrPanelOutput* output) {
+  constexpr int kWidth = U * V::kLanes;
+  // Fewer vectors at a time where R rows of the full width would not fit in registers.
+  constexpr int kFit = V::kAccumulators / R;
+  constexpr int kPart = U < kFit ? U : kFit;
+  constexpr int kWhole = U / kPart * kPart;
+  constexpr int kTogether = 8 * R * U <= V::kAccumulators ? 8 : 1;
+  const Clamp clamp = kLast ? ClampOf(output->activation) : Clamp{};
+  constexpr bool kEveryGroup = kFirst || kLast;  // also those with nothing kept here
+  const float* values = static_cast<const float*>(tile.values);
+  const uint8_t* index = tile.index;
+  int64_t left = tile.steps;
+  for (int s = 0; s < tile.panel_groups; s += kCsrLanes) {
+    const uint8_t* count = tile.count + s;
+    const uint8_t* order = tile.order + s;
+    const int slice_steps = count[0] < left ? count[0] : static_cast<int>(left);
+    if (slice_steps == 0 && !kEveryGroup) break;  // sorted: nothing kept from here on
+    left -= slice_steps;
+    // Adds what y holds, unless this tile is the panel's first, and stores.
+    const auto put = [&]<int P>(int l, int at, typename V::Reg (&total)[R][P])
+                         __attribute__((always_inline)) {
+      const int64_t row = static_cast<int64_t>(order[l]) * R;
+      float* sums = y + row * kWidth + at;
+      if constexpr (!kFirst) {
+        for (int i = 0; i < R; ++i) {
+          for (int u = 0; u < P; ++u) {
+            total[i][u] = V::Add(V::Load(sums + i * kWidth + u * V::kLanes), total[i][u]);
+          }
+        }
+      }
+      if constexpr (kLast) {
+        FinishLane<V, R, P>(total, *output, clamp, row, at);
+      } else {
+        for (int i = 0; i < R; ++i) {
+          for (int u = 0; u < P; ++u) V::Store(sums + i * kWidth + u * V::kLanes, total[i][u]);
+        }
+      }
+    };
+    for (int l = 0; l < kCsrLanes; l += kTogether) {
+      int steps[kTogether];
+      for (int p = 0; p < kTogether; ++p) {
+        steps[p] = count[l + p] < slice_steps ? count[l + p] : slice_steps;
+      }
+      if (steps[0] == 0 && !kEveryGroup) break;
+      if constexpr (kTogether > 1) {
+        typename V::Reg total[kTogether][R][U];
+        BatchSumsTogether<V, R, U, kTogether>(values + l, index + l, steps, x, total);
+        for (int p = 0; p < kTogether; ++p) put.template operator()<U>(l + p, 0, total[p]);
+      } else {
+        const auto part = [&]<int P>(int at) __attribute__((always_inline)) {
+          typename V::Reg total[R][P];
+          BatchSums<V, R, P>(values + l, index + l, steps[0], x + at, kWidth, total);
+          put.template operator()<P>(l, at, total);
+        };
+        for (int at = 0; at < kWhole * V::kLanes; at += kPart * V::kLanes) {
+          part.template operator()<kPart>(at);
+        }
+        if constexpr (kWhole < U) part.template operator()<U - kWhole>(kWhole * V::kLanes);
+      }
+    }
+    values += static_cast<int64_t>(slice_steps) * R * kCsrLanes;
+    index += static_cast<int64_t>(slice_steps) * kCsrLanes;
+  }
+}
+
+template <typename V, int R, int U>
+static void BatchTile(const CsrTile& tile, const float* x, float* y, bool first,
+                      const CsrPanelOutput* output) {
+  // Constants, not arguments: 3 to 5 % of a whole convolution.
+  if (output == nullptr) {
+    first ? BatchTileAs<V, R, U, true, false>(tile, x, y, output)
+          : BatchTileAs<V, R, U, false, false>(tile, x, y, output);
+  } else {
+    first ? BatchTileAs<V, R, U, true, true>(tile, x, y, output)
+          : BatchTileAs<V, R, U, false, true>(tile, x, y, output);
+  }
+}
+
 // ---- the table ---------------------------------------------------------------------------------
 
 // The kernel set of an ISA file: vector type, batch widths in vectors, decode limit.
-template <typename V, int U0, int U1, int U2, int U3>
+template <typename V, int U0, int U1, int U2, int U3, int U4>
 static constexpr CsrKernels MakeCsrKernels(const char* name, IsaMask isa, int max_decode_rows) {
   return CsrKernels{
       name,
       isa,
       max_decode_rows,
-      {U0 * V::kLanes, U1 * V::kLanes, U2 * V::kLanes, U3 * V::kLanes},
+      {U0 * V::kLanes, U1 * V::kLanes, U2 * V::kLanes, U3 * V::kLanes, U4 * V::kLanes},
       {{DecodeTile<V, DType::kF32, 1>, DecodeTile<V, DType::kF32, 2>,
         DecodeTile<V, DType::kF32, 4>},
        {DecodeTile<V, DType::kBF16, 1>, DecodeTile<V, DType::kBF16, 2>,
@@ -466,14 +646,18 @@ static constexpr CsrKernels MakeCsrKernels(const char* name, IsaMask isa, int ma
        {DecodeTile<V, DType::kF16, 1>, DecodeTile<V, DType::kF16, 2>,
         DecodeTile<V, DType::kF16, 4>},
        {DecodeTile<V, DType::kI8, 1>, DecodeTile<V, DType::kI8, 2>, DecodeTile<V, DType::kI8, 4>}},
-      {{BatchTile<V, 1, U0>, BatchTile<V, 1, U1>, BatchTile<V, 1, U2>, BatchTile<V, 1, U3>},
-       {BatchTile<V, 2, U0>, BatchTile<V, 2, U1>, BatchTile<V, 2, U2>, BatchTile<V, 2, U3>},
-       {BatchTile<V, 4, U0>, BatchTile<V, 4, U1>, BatchTile<V, 4, U2>, BatchTile<V, 4, U3>}},
+      {{BatchTile<V, 1, U0>, BatchTile<V, 1, U1>, BatchTile<V, 1, U2>, BatchTile<V, 1, U3>,
+        BatchTile<V, 1, U4>},
+       {BatchTile<V, 2, U0>, BatchTile<V, 2, U1>, BatchTile<V, 2, U2>, BatchTile<V, 2, U3>,
+        BatchTile<V, 2, U4>},
+       {BatchTile<V, 4, U0>, BatchTile<V, 4, U1>, BatchTile<V, 4, U2>, BatchTile<V, 4, U3>,
+        BatchTile<V, 4, U4>}},
       {SddmmTile<V, 1>, SddmmTile<V, 2>, SddmmTile<V, 4>},
       {Expand<V, DType::kF32>, Expand<V, DType::kBF16>, Expand<V, DType::kF16>,
        Expand<V, DType::kI8>},
       {Narrow<V, DType::kF32>, Narrow<V, DType::kBF16>, Narrow<V, DType::kF16>},
       {PackRows<V, DType::kF32>, PackRows<V, DType::kBF16>, PackRows<V, DType::kF16>},
+      {PackChannels<V, DType::kF32>, PackChannels<V, DType::kBF16>, PackChannels<V, DType::kF16>},
       {StoreRows<V, DType::kF32>, StoreRows<V, DType::kBF16>, StoreRows<V, DType::kF16>},
       FinishChannels<V>,
       FinishRow<V>};

@@ -25,13 +25,39 @@ struct CsrTile {
 // rows beyond its block's start, a y panel this many groups.
 enum : int { kCsrReachableCols = 256, kCsrReachableGroups = 256 };
 
+// The bounds of an activation that is a clamp, and none for the others.
+struct Clamp {
+  float low = -__builtin_inff();
+  float high = __builtin_inff();
+};
+static constexpr bool IsClamp(Activation a) { return a <= Activation::kRelu6; }
+static constexpr Clamp ClampOf(Activation a) {
+  Clamp clamp;
+  if (a == Activation::kRelu || a == Activation::kRelu6) clamp.low = 0.0f;
+  if (a == Activation::kRelu6) clamp.high = 6.0f;
+  return clamp;
+}
+
 // Decode: few rows of x, memory-bound. y[m][order * R + i] += sum of the tile's products.
 // x: the tile's block in rows of x_stride floats (fp32, kCsrBlockCols readable).
 using CsrDecodeFn = void (*)(const CsrTile& tile, const float* x, int64_t x_stride, int x_rows,
                              float* y, int64_t y_stride);
+// Where the last tile of a panel puts finished rows, when the output is channel-major fp32: row r,
+// `pixels` <= width of it, to y + r * stride, for r < rows. scale, bias: [rows] or nullptr.
+struct CsrPanelOutput {
+  float* y;
+  int64_t stride;
+  int64_t rows;
+  int pixels;
+  const float* scale;
+  const float* bias;
+  Activation activation;
+};
 // Batch: channel-major. x: [>= kCsrReachableCols][width], y: [groups * R][width], both fp32;
-// values fp32.
-using CsrBatchFn = void (*)(const CsrTile& tile, const float* x, float* y);
+// values fp32. The first tile of a panel sets y, the others add to it; with an output the sums go
+// there instead, finished.
+using CsrBatchFn = void (*)(const CsrTile& tile, const float* x, float* y, bool first,
+                            const CsrPanelOutput* output);
 // Gradient of one tile's values: values_grad[...] += dot(grad row, x row) over `width` floats.
 using CsrSddmmFn = void (*)(const CsrTile& tile, const float* grad, const float* x, int width,
                             float* values_grad);
@@ -43,9 +69,13 @@ using NarrowFn = void (*)(const float* in, int64_t n, void* out);
 // in: rows x cols elements, rows `stride` elements apart -> out[cols][width], rows..width zeroed.
 using PackRowsFn = void (*)(const void* in, int64_t stride, int rows, int64_t cols, int width,
                             float* out);
-// in: [cols][width] -> out: rows x cols elements, rows `stride` elements apart.
-using StoreRowsFn = void (*)(const float* in, int width, int rows, int64_t cols, void* out,
-                             int64_t stride);
+// in: channels x n elements, channels `stride` elements apart -> out[channels][width], the first n.
+using PackChannelsFn = void (*)(const void* in, int64_t stride, int64_t channels, int64_t n,
+                                int width, float* out);
+// in: [cols][width] -> out: rows x cols elements, rows `stride` elements apart, each
+// clamp(in * scale[col] + bias[col]); nullptr: 1, 0.
+using StoreRowsFn = void (*)(const float* in, int width, int rows, int64_t cols, const float* scale,
+                             const float* bias, Clamp clamp, void* out, int64_t stride);
 // In place: row c of acc[rows][width] becomes activation(row * scale[c] + bias[c]); nullptr: 1, 0.
 using FinishChannelsFn = void (*)(float* acc, int64_t rows, int width, const float* scale,
                                   const float* bias, Activation activation);
@@ -53,7 +83,9 @@ using FinishChannelsFn = void (*)(float* acc, int64_t rows, int width, const flo
 using FinishRowFn = void (*)(float* acc, int64_t n, const float* scale, const float* bias,
                              Activation activation);
 
-enum : int { kCsrWidths = 4 };
+// Of the widths of a kernel set, the one that x is cut into; the one above it takes in a remainder
+// that would be too narrow to be fast by itself.
+enum : int { kCsrWidths = 5, kCsrTileWidth = 3 };
 
 // One row of kernels.inc.
 struct CsrKernels {
@@ -67,6 +99,7 @@ struct CsrKernels {
   ExpandFn expand[4];               // [DType]
   NarrowFn narrow[3];               // [DType], not kI8
   PackRowsFn pack_rows[3];
+  PackChannelsFn pack_channels[3];
   StoreRowsFn store_rows[3];
   FinishChannelsFn finish_channels;
   FinishRowFn finish_row;

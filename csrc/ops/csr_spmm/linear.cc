@@ -64,36 +64,27 @@ Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs
 Status Batch(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs& a,
              const ParallelFor& parallel_for) {
   const CsrStructure& s = w.structure;
-  const XTiles tiles(kernels, a.x_rows);
-  const int widest = kernels.widths[tiles.count() > 1 ? kCsrWidths - 1 : tiles.width_index(0)];
-  const int64_t expanded_floats = ExpandedFloats(w);
-  std::atomic<bool> failed{false};
-  ForEachPart(s, tiles, parallel_for,
-              [&](int64_t panel_begin, int64_t panel_end, int64_t tile_begin, int64_t tile_end) {
-                if (panel_begin == panel_end || tile_begin == tile_end) return;
-                const Scratch x(XTileFloats(s, widest));
-                const Scratch y(YPanelFloats(s, widest));
-                const Scratch expanded(expanded_floats);
-                if (x.data() == nullptr || y.data() == nullptr || expanded.data() == nullptr) {
-                  failed = true;
-                  return;
-                }
-                for (int64_t t = tile_begin; t < tile_end; ++t) {
-                  const int width_index = tiles.width_index(t);
-                  const int width = kernels.widths[width_index];
-                  const int rows = static_cast<int>(tiles.rows(t));
-                  kernels.pack_rows[static_cast<int>(a.dtype)](RowAt(a, tiles.begin(t)), a.x_stride,
-                                                               rows, s.cols, width, x.data());
-                  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-                    BatchPanel(kernels, w, a.epilogue, panel, width_index, x.data(),
-                               expanded.data(), y.data());
-                    kernels.store_rows[static_cast<int>(a.dtype)](
-                        y.data(), width, rows, PanelRows(s, panel),
-                        OutAt(a, tiles.begin(t), panel * s.panel_rows()), a.y_stride);
-                  }
-                }
-              });
-  return failed ? OutOfScratch("csr_linear") : Status::Ok();
+  const int dtype = static_cast<int>(a.dtype);
+  const bool done = ForEachTile(
+      kernels, w, a.x_rows, parallel_for,
+      [&](const XTile& tile, float* x) {
+        kernels.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, s.cols, tile.width,
+                                 x);
+      },
+      [&](const XTile& tile, int64_t panel, const float* x, float* expanded, float* y) {
+        BatchPanel(kernels, w, panel, tile.width_index, x, expanded, y, nullptr);
+        const int64_t rows = PanelRows(s, panel);
+        const float* scale = PanelPart(w.scale, s, panel);
+        const float* bias = PanelPart(a.epilogue.bias, s, panel);
+        if (!IsClamp(a.epilogue.activation)) {
+          kernels.finish_channels(y, rows, tile.width, scale, bias, a.epilogue.activation);
+          scale = bias = nullptr;
+        }
+        kernels.store_rows[dtype](y, tile.width, tile.rows, rows, scale, bias,
+                                  ClampOf(a.epilogue.activation),
+                                  OutAt(a, tile.begin, panel * s.panel_rows()), a.y_stride);
+      });
+  return done ? Status::Ok() : OutOfScratch("csr_linear");
 }
 
 }  // namespace

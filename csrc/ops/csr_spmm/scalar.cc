@@ -26,7 +26,9 @@ struct Scalar {
     return __builtin_bit_cast(float, (static_cast<int32_t>(n) + 127) << 23);
   }
   static Reg IfNegative(Reg x, Reg a, Reg b) { return x < 0.0f ? a : b; }
-  static Reg Where(int active, Reg a, Reg b) { return active > 0 ? a : b; }
+  using Mask = bool;
+  static Mask Above(const uint8_t* bytes, int n) { return *bytes > n; }
+  static Reg Where(Mask mask, Reg a, Reg b) { return mask ? a : b; }
   static Reg LoadBF16(const uint16_t* p) { return F32FromBF16(*p); }
   static Reg LoadF16(const uint16_t* p) { return F32FromF16(*p); }
   static Reg LoadI8(const int8_t* p) { return *p; }
@@ -45,6 +47,6 @@ struct Scalar {
 }  // namespace
 
 extern const CsrKernels kCsrKernels_scalar =
-    MakeCsrKernels<Scalar, 1, 4, 8, 16>("scalar", kScalar, 2);
+    MakeCsrKernels<Scalar, 1, 4, 8, 16, 20>("scalar", kScalar, 2);
 
 }  // namespace sparsekern

@@ -35,10 +35,12 @@ struct Simd128 {
   static Reg IfNegative(Reg x, Reg a, Reg b) {
     return wasm_v128_bitselect(a, b, wasm_i32x4_shr(x, 31));
   }
-  static Reg Where(int active, Reg a, Reg b) {
-    const Reg lane = wasm_i32x4_const(0, 1, 2, 3);
-    return wasm_v128_bitselect(a, b, wasm_i32x4_lt(lane, wasm_i32x4_splat(active)));
+  using Mask = v128_t;
+  static Mask Above(const uint8_t* bytes, int n) {
+    const v128_t wide = wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(bytes));
+    return wasm_i32x4_gt(wasm_u32x4_extend_low_u16x8(wide), wasm_i32x4_splat(n));
   }
+  static Reg Where(Mask mask, Reg a, Reg b) { return wasm_v128_bitselect(a, b, mask); }
   static Reg LoadBF16(const uint16_t* p) { return wasm_i32x4_shl(wasm_u32x4_load16x4(p), 16); }
   // As F32FromF16, on four lanes: normal numbers by moving bits, the rest by arithmetic on
   // integers.
@@ -112,6 +114,6 @@ struct Simd128 {
 // 64 rows of x in two passes of eight sums: fewer, longer runs of memory to pack from and store to
 // than with 32, which at 90 % of zeros is worth 12 % of a whole MobileNet v1.
 extern const CsrKernels kCsrKernels_wasm_simd128 =
-    MakeCsrKernels<Simd128, 2, 4, 8, 16>("wasm_simd128", kWasmSimd128, 2);
+    MakeCsrKernels<Simd128, 2, 4, 8, 16, 20>("wasm_simd128", kWasmSimd128, 2);
 
 }  // namespace sparsekern

@@ -9,12 +9,13 @@ namespace {
 
 struct Avx2 {
   static constexpr int kLanes = 8;
-  static constexpr int kAccumulators = 8;
+  static constexpr int kAccumulators = 10;
   using Reg = __m256;
   static Reg Zero() { return _mm256_setzero_ps(); }
   static Reg Set1(float v) { return _mm256_set1_ps(v); }
   static Reg Load(const float* p) { return _mm256_loadu_ps(p); }
   static void Store(float* p, Reg v) { _mm256_storeu_ps(p, v); }
+  static void StorePart(float* p, Reg v, int n) { _mm256_maskstore_ps(p, Below(n), v); }
   static Reg Add(Reg a, Reg b) { return _mm256_add_ps(a, b); }
   static Reg Mul(Reg a, Reg b) { return _mm256_mul_ps(a, b); }
   static Reg Div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
@@ -30,10 +31,16 @@ struct Avx2 {
     return _mm256_blendv_ps(power, n, _mm256_cmp_ps(n, n, _CMP_UNORD_Q));
   }
   static Reg IfNegative(Reg x, Reg a, Reg b) { return _mm256_blendv_ps(b, a, x); }
-  static Reg Where(int active, Reg a, Reg b) {
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(active), lane);
-    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(below));
+  static __m256i Below(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  using Mask = __m256i;
+  static Mask Above(const uint8_t* bytes, int n) {
+    const __m128i b = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+    return _mm256_cmpgt_epi32(_mm256_cvtepu8_epi32(b), _mm256_set1_epi32(n));
+  }
+  static Reg Where(Mask mask, Reg a, Reg b) {
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask));
   }
   static __m128i Half(const uint16_t* p) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -98,6 +105,6 @@ struct Avx2 {
 }  // namespace
 
 extern const CsrKernels kCsrKernels_x86_avx2 =
-    MakeCsrKernels<Avx2, 1, 2, 3, 4>("x86_avx2", kAvx2, 2);
+    MakeCsrKernels<Avx2, 1, 2, 4, 8, 10>("x86_avx2", kAvx2, 2);
 
 }  // namespace sparsekern

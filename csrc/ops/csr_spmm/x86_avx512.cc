@@ -20,6 +20,9 @@ struct Avx512 {
   static Reg Set1(float v) { return _mm512_set1_ps(v); }
   static Reg Load(const float* p) { return _mm512_loadu_ps(p); }
   static void Store(float* p, Reg v) { _mm512_storeu_ps(p, v); }
+  static void StorePart(float* p, Reg v, int n) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1u), v);
+  }
   static Reg Add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
   static Reg Mul(Reg a, Reg b) { return _mm512_mul_ps(a, b); }
   static Reg Div(Reg a, Reg b) { return _mm512_div_ps(a, b); }
@@ -32,9 +35,12 @@ struct Avx512 {
   static Reg IfNegative(Reg x, Reg a, Reg b) {
     return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x)), b, a);
   }
-  static Reg Where(int active, Reg a, Reg b) {
-    return _mm512_mask_blend_ps(static_cast<__mmask16>((1u << active) - 1u), b, a);
+  using Mask = __mmask16;
+  static Mask Above(const uint8_t* bytes, int n) {
+    return _mm_cmpgt_epu8_mask(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)),
+                               _mm_set1_epi8(static_cast<char>(n)));
   }
+  static Reg Where(Mask mask, Reg a, Reg b) { return _mm512_mask_blend_ps(mask, b, a); }
   static __m256i Half(const uint16_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
@@ -107,7 +113,8 @@ struct Avx512 {
       const __m512i i =
           _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(index)));
       const __mmask16 bit5 = _mm512_test_epi32_mask(i, _mm512_set1_epi32(32));
-      const __mmask16 bit6 = _mm512_test_epi32_mask(i, _mm512_set1_epi32(64));
+      // Not a test as well: tests and permutes compete for port 5, shifts and moves do not.
+      const __mmask16 bit6 = _mm512_movepi32_mask(_mm512_slli_epi32(i, 25));
       const Reg low = _mm512_mask_blend_ps(bit5, _mm512_permutex2var_ps(x0, i, x1),
                                            _mm512_permutex2var_ps(x2, i, x3));
       const Reg high = _mm512_mask_blend_ps(bit5, _mm512_permutex2var_ps(x4, i, x5),
@@ -120,6 +127,6 @@ struct Avx512 {
 }  // namespace
 
 extern const CsrKernels kCsrKernels_x86_avx512 =
-    MakeCsrKernels<Avx512, 1, 2, 3, 4>("x86_avx512", kAvx512, 4);
+    MakeCsrKernels<Avx512, 1, 2, 3, 4, 5>("x86_avx512", kAvx512, 4);
 
 }  // namespace sparsekern
