@@ -59,12 +59,17 @@ build: $(VENV)/.built
 test: $(VENV)/.built
 	$(BIN)/python -m pytest $(ARGS)
 
-demo: $(VENV)/.built
+# The dense baselines of the demo and of the benchmarks.
+$(VENV)/.baselines: $(VENV)/.built
+	@$(BIN)/pip install -q "onnx>=1.16" "onnxruntime>=1.18"
+	@touch $@
+
+demo: $(VENV)/.baselines
 	@$(BIN)/python demo/run.py $(ARGS)
 
-$(VENV)/.dev: $(VENV)/.built
+$(VENV)/.dev: $(VENV)/.baselines
 	@echo "$(VENV): tools for developers"
-	@$(BIN)/pip install -q "ruff>=0.6" "mypy>=1.11" "onnx>=1.16" "onnxruntime>=1.18"
+	@$(BIN)/pip install -q "ruff>=0.6" "mypy>=1.11"
 	@touch $@
 
 bench: $(VENV)/.dev

@@ -64,7 +64,7 @@ def converted(pruned: SentenceTransformer, examples: Sequence[Batch], seconds: f
     """
     model = copy.deepcopy(pruned)
     inputs = [features(batch) for batch in examples]
-    result = sk.convert_(model, inputs, include=PRUNED, seconds=seconds)
+    result = sk.convert_(model, inputs, include=PRUNED, fuse=True, seconds=seconds)
     with torch.inference_mode():
         error = max(float((run(model, b) - run(pruned, b)).abs().max()) for b in examples)
     if not error <= LARGEST_ERROR:

@@ -276,6 +276,44 @@ def test_activation_is_fused_where_it_follows_in_a_sequential():
     assert len(results[0].fused) == 7
 
 
+class FeedForward(nn.Module):
+    """As transformers write it: what follows what is only in the forward."""
+
+    def __init__(self, activation: nn.Module, skip: bool = False):
+        super().__init__()
+        self.act = activation
+        self.up, self.down = nn.Linear(24, 48), nn.Linear(48, 24)
+        self.skip = skip
+
+    def forward(self, x):
+        up = self.up(x)
+        return self.down(self.act(up) + (up if self.skip else 0))
+
+
+def test_activation_is_fused_where_a_forward_shows_that_it_follows():
+    from transformers.activations import ACT2FN  # slow to import
+
+    activations = [ACT2FN["gelu"], ACT2FN["gelu_new"], ACT2FN["silu"], nn.ReLU()]
+    model = sparse_(nn.ModuleList(FeedForward(a) for a in activations))
+    x = 3 * torch.randn(5, 24)
+    for part in model:
+        check_same(part, x, change=lambda m: pack(m, fuse=True))
+        assert type(part.act) is nn.Identity
+    assert [part.up.activation for part in model] == ["gelu", "gelu_tanh", "silu", "relu"]
+    assert [part.down.activation for part in model] == ["none"] * 4
+
+
+def test_activation_is_not_fused_where_a_forward_needs_more_or_cannot_be_traced():
+    class Decides(FeedForward):
+        def forward(self, x):
+            return super().forward(x if x.sum() > 0 else -x)
+
+    for part in (FeedForward(nn.ReLU(), skip=True), Decides(nn.ReLU())):
+        sparse_(part)
+        check_same(part, torch.randn(5, 24), change=lambda m: pack(m, fuse=True))
+        assert type(part.act) is nn.ReLU
+
+
 def test_activation_is_not_fused_where_that_could_change_the_result():
     shared = linear(24, 24)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import _activations, _core, _memory
+from sparsekern._fuse import next_module
 from sparsekern.csr import DTYPE_NAMES, CSRTensor
 from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear
 
@@ -40,13 +41,14 @@ class LayerSpec:
     activation: str
     stride: int
     bias: bool
-    fused: bool  # the activation was the next module's in an nn.Sequential, an nn.Identity since
+    fused: bool  # the activation was the next module's, an nn.Identity since
 
     @classmethod
     def of(cls, root: nn.Module, name: str, layer: CSRLayer, packed: CSRTensor) -> LayerSpec:
         """Describe a layer of a model."""
-        following = next_in_sequential(root, name)
-        fused = following is not None and isinstance(following[2], nn.Identity)
+        fused = layer.activation != "none" and bool(
+            next_module(root, name, lambda child: isinstance(child, nn.Identity))
+        )
         kind = next(name for name, class_ in _KINDS.items() if isinstance(layer, class_))
         rows, cols = packed.shape
         stride = layer.stride if isinstance(layer, CSRConv2d) else 1
@@ -58,7 +60,7 @@ class LayerSpec:
             layer.activation,
             stride,
             layer.bias is not None,
-            layer.activation != "none" and fused,
+            fused,
         )
 
     @classmethod
@@ -115,18 +117,6 @@ def submodule(root: nn.Module, name: str) -> nn.Module | None:
     for part in name.split(".") if name else ():
         module = module._modules.get(part) if module is not None else None
     return module
-
-
-def next_in_sequential(root: nn.Module, name: str) -> tuple[nn.Sequential, str, nn.Module] | None:
-    """(parent, name in it, module) of what an nn.Sequential runs right after the named module."""
-    prefix, _, last = name.rpartition(".")
-    parent = submodule(root, prefix)
-    if not isinstance(parent, nn.Sequential) or last not in parent._modules:
-        return None
-    names = [*parent._modules, None]
-    following = names[names.index(last) + 1]
-    module = None if following is None else parent._modules[following]
-    return None if following is None or module is None else (parent, following, module)
 
 
 def checksum(name: str, tensor: Tensor) -> str:

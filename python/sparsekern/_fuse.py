@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folds the activation that follows a packed layer in an nn.Sequential into the layer."""
+"""Folds the activation that follows a packed layer into the layer."""
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable
 
+import torch.fx
 from torch import nn
 
 from sparsekern.nn import CSRLayer
@@ -15,22 +16,74 @@ _NAMES: dict[type[nn.Module], str] = {
     nn.SiLU: "silu",
     nn.Hardswish: "hardswish",
 }
+# By name: transformers is optional.
+_TRANSFORMERS_NAMES = {
+    "GELUActivation": "gelu",
+    "GELUTanh": "gelu_tanh",
+    "PytorchGELUTanh": "gelu_tanh",
+    "NewGELUActivation": "gelu_tanh",
+    "SiLUActivation": "silu",
+}
 
 
 def fused_name(module: nn.Module) -> str | None:
     """Name of the kernel's activation that computes what this module does, or None."""
-    if type(module) is nn.GELU:
+    kind = type(module)
+    if isinstance(module, nn.GELU) and kind is nn.GELU:
         return {"none": "gelu", "tanh": "gelu_tanh"}.get(module.approximate)
-    return _NAMES.get(type(module))
+    if kind.__module__ == "transformers.activations":
+        return _TRANSFORMERS_NAMES.get(kind.__name__)
+    return _NAMES.get(kind)
+
+
+class _Children(torch.fx.Tracer):
+    """Records which children a module's forward calls, without looking into them."""
+
+    def is_leaf_module(self, _module: nn.Module, _name: str) -> bool:
+        return True
+
+
+def next_module(
+    root: nn.Module, name: str, wanted: Callable[[nn.Module], bool]
+) -> tuple[nn.Module, str] | None:
+    """What takes the named module's output, and alone takes it: (parent, child's name), or None.
+
+    Both modules must be children of one parent whose forward torch.fx can trace, called once
+    there, the following one with that output as its only argument. None too where no child of the
+    parent is `wanted`; then nothing is traced.
+    """
+    prefix, _, last = name.rpartition(".")
+    parent = root.get_submodule(prefix)
+    if not any(child is not None and wanted(child) for child in parent._modules.values()):
+        return None
+    try:
+        graph = _Children().trace(parent)
+    except Exception:  # a forward may do anything; what cannot be traced is not certain
+        return None
+    calls: dict[object, list[torch.fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(node.target, []).append(node)
+    if len(calls.get(last, [])) != 1:
+        return None
+    layer = calls[last][0]
+    if len(layer.users) != 1:
+        return None
+    user = next(iter(layer.users))
+    alone = user.op == "call_module" and len(calls[user.target]) == 1
+    if not alone or user.args != (layer,) or user.kwargs:
+        return None
+    following = str(user.target)
+    child = parent._modules.get(following)
+    return (parent, following) if child is not None and wanted(child) else None
 
 
 def fuse_(model: nn.Module) -> list[str]:
     """Fold activations into the packed layers before them, in place; returns the layers' names.
 
-    Only inside nn.Sequential (and subclasses that keep its forward), where what follows a layer is
-    certain: the activation's place takes an nn.Identity, so that names and positions stay. A
-    layer that hangs in several places, has an activation or hooks already, or an activation with
-    hooks, is left as it is.
+    Only where what follows a layer is certain (see next_module). The activation's place takes an
+    nn.Identity, so that names and positions stay. A layer that hangs in several places, has an
+    activation or hooks already, or an activation with hooks, is left as it is.
     """
     places: dict[int, int] = {}
     for parent in model.modules():
@@ -38,20 +91,22 @@ def fuse_(model: nn.Module) -> list[str]:
             if child is not None:
                 places[id(child)] = places.get(id(child), 0) + 1
     fused = []
-    for prefix, parent in model.named_modules():
-        if getattr(type(parent), "forward", None) is not nn.Sequential.forward:
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, CSRLayer) or layer.activation != "none":
             continue
-        children = list(parent._modules.items())
-        for (name, layer), (next_name, activation) in itertools.pairwise(children):
-            if not isinstance(layer, CSRLayer) or activation is None:
-                continue
-            kind = fused_name(activation)
-            free = layer.activation == "none" and places[id(layer)] == 1
-            if kind is None or not free or _has_hooks(layer) or _has_hooks(activation):
-                continue
-            layer.activation = kind
-            parent._modules[next_name] = nn.Identity()
-            fused.append(f"{prefix}.{name}" if prefix else name)
+        if places.get(id(layer)) != 1 or _has_hooks(layer):
+            continue
+        found = next_module(model, name, lambda child: fused_name(child) is not None)
+        if found is None:
+            continue
+        parent, following = found
+        activation = parent.get_submodule(following)
+        kind = fused_name(activation)
+        if kind is None or _has_hooks(activation):
+            continue
+        layer.activation = kind
+        setattr(parent, following, nn.Identity())
+        fused.append(name)
     return fused
 
 

@@ -14,10 +14,9 @@ from sparsekern._checkpoint_format import (
     CheckpointError,
     LayerSpec,
     key,
-    next_in_sequential,
     submodule,
 )
-from sparsekern._fuse import fused_name
+from sparsekern._fuse import fused_name, next_module
 from sparsekern.csr import CSRTensor
 from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear
 
@@ -28,7 +27,7 @@ class _Plan:
 
     replaced: dict[int, nn.Module] = field(default_factory=dict)
     refilled: list[tuple[CSRLayer, CSRTensor]] = field(default_factory=list)
-    fused: list[tuple[nn.Sequential, str]] = field(default_factory=list)  # places of activations
+    fused: list[tuple[nn.Module, str]] = field(default_factory=list)  # places of activations
     settled: set[str] = field(default_factory=set)  # names that the packed layers take care of
 
 
@@ -115,13 +114,12 @@ def _plan_dense(root: nn.Module, checkpoint: Checkpoint, plan: _Plan) -> None:
 
 def _fused_place(
     root: nn.Module, name: str, spec: LayerSpec, activation: str
-) -> tuple[nn.Sequential, str]:
+) -> tuple[nn.Module, str]:
     """Where the model has the activation that the file has inside the layer."""
-    following = next_in_sequential(root, name)
-    if activation == "none" and spec.fused and following is not None:
-        parent, place, module = following
-        if fused_name(module) == spec.activation:
-            return parent, place
+    if activation == "none" and spec.fused:
+        found = next_module(root, name, lambda child: fused_name(child) == spec.activation)
+        if found is not None:
+            return found
     raise CheckpointError(
         f"checkpoint: activation of layer {name!r} must be {activation} as in the model, "
         f"got {spec.activation}"

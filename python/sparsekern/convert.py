@@ -73,8 +73,9 @@ def convert_(
             layer is left dense unmeasured.
         include: glob or globs over module names; other layers stay dense.
         exclude: glob or globs of layers that stay dense.
-        fuse: fold ReLU, ReLU6, GELU, SiLU or Hardswish right after a packed layer in an
-            nn.Sequential into it; an nn.Identity takes its place.
+        fuse: fold ReLU, ReLU6, GELU, SiLU or Hardswish (torch's or transformers') into the packed
+            layer before it, where torch.fx can trace the forward of the module that holds both
+            and nothing else takes the layer's output; an nn.Identity takes the activation's place.
         forward: `forward(model, example)` runs one example its own way.
         progress: True writes a line to standard error; or a callable given (done, total, text).
         seconds: about how long to measure; at least 5 passes are made.

@@ -117,8 +117,13 @@ Status CsrConv2d(const CsrMatrix& w, const CsrConv2dArgs& args, const ParallelFo
     if (args.dtype == DType::kF32 && pixel + tile.rows <= g.out_pixels) {
       // A tile inside one image: the kernel itself puts the channels where they belong.
       const int64_t first = (image * s.rows + panel * s.panel_rows()) * g.out_pixels + pixel;
-      const CsrPanelOutput output{static_cast<float*>(args.y) + first, g.out_pixels, rows,
-                                  tile.rows, scale, bias, args.epilogue.activation};
+      const CsrPanelOutput output{static_cast<float*>(args.y) + first,
+                                  g.out_pixels,
+                                  rows,
+                                  tile.rows,
+                                  scale,
+                                  bias,
+                                  args.epilogue.activation};
       BatchPanel(kernels, w, panel, tile.width_index, x, expanded, y, &output);
       return;
     }

@@ -7,10 +7,10 @@
 //
 // V offers: kLanes; kAccumulators (registers to hold sums in); Reg; Zero, Set1, Load, Store; Add,
 // Mul, Div, Fma(a, b, c) = a*b + c; Max, Min (a NaN in the second argument survives); Round (to
-// nearest); Pow2(n) for integral n, 2^128 = infinity; IfNegative(x, a, b); Mask; Above(bytes, n): the
-// lanes whose byte is above n; Where(mask, a, b); Load16/Store16 of bf16 and f16, LoadI8; Transpose(Reg[kLanes]);
-// Columns, the x block of a decode tile, with Look(indices). It may offer StorePart(p, v, n), which
-// stores the first n < kLanes lanes.
+// nearest); Pow2(n) for integral n, 2^128 = infinity; IfNegative(x, a, b); Mask; Above(bytes, n):
+// the lanes whose byte is above n; Where(mask, a, b); Load16/Store16 of bf16 and f16, LoadI8;
+// Transpose(Reg[kLanes]); Columns, the x block of a decode tile, with Look(indices). It may offer
+// StorePart(p, v, n), which stores the first n < kLanes lanes.
 //
 // Batch (compute-bound): for one kept weight, one broadcast and width/kLanes multiply-adds whose x
 // operands come straight from the first-level cache. Its limit is the load ports: (U + 2)/2 cycles
@@ -61,8 +61,8 @@ static constexpr int64_t kBytesOf = SizeOf(D);
 
 // ---- decode ------------------------------------------------------------------------------------
 
-// Asks for the index and the values of the step kAhead further on. Hardware prefetchers fall behind a
-// loop of this many instructions a line: 83 -> 99 % of the read bandwidth on a Cascade Lake.
+// Asks for the index and the values of the step kAhead further on. Hardware prefetchers fall behind
+// a loop of this many instructions a line: 83 -> 99 % of the read bandwidth on a Cascade Lake.
 template <DType D, int R>
 static inline void PrefetchStep(const uint8_t* values, const uint8_t* index) {
   constexpr int kAhead = 64 / R;
@@ -290,11 +290,11 @@ static void StoreRows(const float* in, int width, int rows, int64_t cols, const 
 // ---- activations -------------------------------------------------------------------------------
 
 // e^x to about 2 ulp: x = n ln 2 + r, a degree-6 polynomial on |r| <= ln2 / 2 (coefficients of the
-// Taylor series adjusted to the interval, as in Cephes). Overflows to infinity from 88.4, flushes
-// below -87.3.
+// Taylor series adjusted to the interval, as in Cephes). Overflows to infinity from 88.4. Below -80
+// it stays at e^-80, 1.8e-35: a factor more and it would be denormal, over 100 cycles a vector.
 template <typename V>
 static inline typename V::Reg Exp(typename V::Reg x) {
-  x = V::Min(V::Set1(88.8f), V::Max(V::Set1(-87.3f), x));
+  x = V::Min(V::Set1(88.8f), V::Max(V::Set1(-80.0f), x));
   const typename V::Reg n = V::Round(V::Mul(x, V::Set1(1.44269504f)));
   typename V::Reg r = V::Fma(n, V::Set1(-0.693359375f), x);
   r = V::Fma(n, V::Set1(2.12194440e-4f), r);
@@ -524,9 +524,9 @@ static inline __attribute__((always_inline)) void BatchSumsTogether(
 // Finished sums of rows `row`... of a panel, vectors from pixel `at` on, to where they belong. What
 // is no clamp follows in a second pass, while the row is in the first-level cache.
 template <typename V, int R, int U>
-static inline __attribute__((always_inline)) void FinishLane(
-    const typename V::Reg (&total)[R][U], const CsrPanelOutput& output, Clamp clamp, int64_t row,
-    int at) {
+static inline __attribute__((always_inline)) void FinishLane(const typename V::Reg (&total)[R][U],
+                                                             const CsrPanelOutput& output,
+                                                             Clamp clamp, int64_t row, int at) {
   const typename V::Reg low = V::Set1(clamp.low), high = V::Set1(clamp.high);
   const int pixels = output.pixels - at;
   for (int i = 0; i < R && row + i < output.rows; ++i) {
@@ -570,8 +570,8 @@ static void BatchTileAs(const CsrTile& tile, const float* x, float* y,
     if (slice_steps == 0 && !kEveryGroup) break;  // sorted: nothing kept from here on
     left -= slice_steps;
     // Adds what y holds, unless this tile is the panel's first, and stores.
-    const auto put = [&]<int P>(int l, int at, typename V::Reg (&total)[R][P])
-                         __attribute__((always_inline)) {
+    const auto put = [&]<int P>(int l, int at,
+                                typename V::Reg(&total)[R][P]) __attribute__((always_inline)) {
       const int64_t row = static_cast<int64_t>(order[l]) * R;
       float* sums = y + row * kWidth + at;
       if constexpr (!kFirst) {
