@@ -29,6 +29,7 @@ PROGRAMS = {
     "overhead": "bench_overhead.py",
     "cpp": "cpp_records.py",
     "model": "model_records.py",
+    "wasm": "wasm_records.py",
 }
 _WITH_PEERS = ("conv2d", "linear")
 
