@@ -40,7 +40,11 @@ int64_t XTiles::rows(int64_t tile) const {
 CsrTile TileAt(const CsrMatrix& w, int64_t t) {
   const CsrStructure& s = w.structure;
   const int64_t first = s.tile_ptr(t);
-  return CsrTile{static_cast<const uint8_t*>(w.values) +
+  // A matrix that keeps nothing may come with a null pointer, to which the kernels could not add a
+  // lane's offset.
+  static constexpr float kNothing[kCsrLanes * 4] = {};
+  const void* values = w.values != nullptr ? w.values : kNothing;
+  return CsrTile{static_cast<const uint8_t*>(values) +
                      static_cast<size_t>(first) * kCsrLanes * s.block_rows * SizeOf(w.dtype),
                  s.order + t * s.panel_groups,
                  s.count + t * s.panel_groups,
