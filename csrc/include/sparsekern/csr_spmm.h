@@ -30,6 +30,10 @@ struct CsrEpilogue {
 // y[m, n] = activation(sum_k x[m, k] * w[n, k] + bias[n]), accumulated in fp32.
 // x: x_rows x w.cols, rows x_stride elements apart; y: x_rows x w.rows, rows y_stride apart; both
 // of dtype kF32, kBF16 or kF16. A weight that is not kept contributes nothing, whatever x holds.
+//
+// int8_x, for kI8 values only: each row of x is first rounded to the nearest multiples of
+// max |row| / 127, and the products are of integers (with dot-product instructions where the
+// processor has them). A row with a NaN or an infinity then answers NaN everywhere.
 struct CsrLinearArgs {
   const void* x = nullptr;
   void* y = nullptr;
@@ -38,11 +42,13 @@ struct CsrLinearArgs {
   int64_t x_stride = 0;
   int64_t y_stride = 0;
   CsrEpilogue epilogue;
+  bool int8_x = false;
 };
 Status CsrLinear(const CsrMatrix& w, const CsrLinearArgs& args, const ParallelFor& parallel_for);
 
 // 1x1 convolution without padding or groups. x: [batch, w.cols, height, width] and
-// y: [batch, w.rows, ceil(height / stride), ceil(width / stride)], contiguous.
+// y: [batch, w.rows, ceil(height / stride), ceil(width / stride)], contiguous. int8_x as above, each
+// pixel being a row.
 struct CsrConv2dArgs {
   const void* x = nullptr;
   void* y = nullptr;
@@ -52,13 +58,15 @@ struct CsrConv2dArgs {
   int64_t width = 0;
   int64_t stride = 1;
   CsrEpilogue epilogue;
+  bool int8_x = false;
 };
 Status CsrConv2d(const CsrMatrix& w, const CsrConv2dArgs& args, const ParallelFor& parallel_for);
 
 // The kernel that an ISA mask selects, e.g. "csr_linear_r1_f32_decode__x86_avx512". A pure
 // function.
-std::string CsrLinearKernelName(const CsrMatrix& w, int64_t x_rows, IsaMask mask);
-std::string CsrConv2dKernelName(const CsrMatrix& w, IsaMask mask);
+std::string CsrLinearKernelName(const CsrMatrix& w, int64_t x_rows, IsaMask mask,
+                                bool int8_x = false);
+std::string CsrConv2dKernelName(const CsrMatrix& w, IsaMask mask, bool int8_x = false);
 
 // Gradient of the kept values of w in y = x w^T: for an entry (n, k), sum_m grad[m, n] * x[m, k],
 // in the order of `values`, padding 0. grad: x_rows x w.rows, x: x_rows x w.cols, contiguous, of

@@ -92,12 +92,13 @@ Status CheckGeometry(const CsrConv2dArgs& a) {
 }  // namespace
 
 Status CsrConv2d(const CsrMatrix& w, const CsrConv2dArgs& args, const ParallelFor& parallel_for) {
-  SPARSEKERN_RETURN_IF_ERROR(CheckMatrix("csr_conv2d", w));
+  SPARSEKERN_RETURN_IF_ERROR(CheckMatrix("csr_conv2d", w, args.int8_x));
   SPARSEKERN_RETURN_IF_ERROR(CheckActivations("csr_conv2d", args.dtype, args.epilogue.activation));
   SPARSEKERN_RETURN_IF_ERROR(CheckGeometry(args));
   IsaMask mask = 0;
   SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
-  const CsrKernels& kernels = SelectCsrKernels(mask);
+  const BatchMode mode(mask, w, args.int8_x);
+  const CsrKernels& kernels = mode.kernels;
   const CsrStructure& s = w.structure;
   Geometry g;
   g.out_height = (args.height + args.stride - 1) / args.stride;
@@ -108,13 +109,12 @@ Status CsrConv2d(const CsrMatrix& w, const CsrConv2dArgs& args, const ParallelFo
   const auto pack = [&](const XTile& tile, float* x) {
     PackPixels(kernels, s, args, g, tile.begin, tile.rows, tile.width, x);
   };
-  const auto run = [&](const XTile& tile, int64_t panel, const float* x, float* expanded,
-                       float* y) {
+  const auto run = [&](const XTile& tile, int64_t panel, const BatchScratch& scratch) {
     const int64_t image = tile.begin / g.out_pixels, pixel = tile.begin % g.out_pixels;
     const float* scale = PanelPart(w.scale, s, panel);
     const float* bias = PanelPart(args.epilogue.bias, s, panel);
     const int64_t rows = PanelRows(s, panel);
-    if (args.dtype == DType::kF32 && pixel + tile.rows <= g.out_pixels) {
+    if (args.dtype == DType::kF32 && !args.int8_x && pixel + tile.rows <= g.out_pixels) {
       // A tile inside one image: the kernel itself puts the channels where they belong.
       const int64_t first = (image * s.rows + panel * s.panel_rows()) * g.out_pixels + pixel;
       const CsrPanelOutput output{static_cast<float*>(args.y) + first,
@@ -124,14 +124,14 @@ Status CsrConv2d(const CsrMatrix& w, const CsrConv2dArgs& args, const ParallelFo
                                   scale,
                                   bias,
                                   args.epilogue.activation};
-      BatchPanel(kernels, w, panel, tile.width_index, x, expanded, y, &output);
+      BatchPanel(mode, w, panel, tile.width_index, scratch, &output);
       return;
     }
-    BatchPanel(kernels, w, panel, tile.width_index, x, expanded, y, nullptr);
-    kernels.finish_channels(y, rows, tile.width, scale, bias, args.epilogue.activation);
-    StorePixels(kernels, s, args, g, panel, tile.begin, tile.rows, tile.width, y);
+    BatchPanel(mode, w, panel, tile.width_index, scratch, nullptr);
+    kernels.finish_channels(scratch.y, rows, tile.width, scale, bias, args.epilogue.activation);
+    StorePixels(kernels, s, args, g, panel, tile.begin, tile.rows, tile.width, scratch.y);
   };
-  const bool done = ForEachTile(kernels, w, pixels, parallel_for, pack, run);
+  const bool done = ForEachTile(mode, w, pixels, parallel_for, pack, run);
   return done ? Status::Ok() : OutOfScratch("csr_conv2d");
 }
 

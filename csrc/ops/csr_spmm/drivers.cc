@@ -25,12 +25,12 @@ int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts) {
   return below < above ? low - 1 : low;
 }
 
-XTiles::XTiles(const CsrKernels& kernels, int64_t x_rows)
-    : x_rows_(x_rows), width_(kernels.widths[kCsrTileWidth]), count_(1), last_(0) {
-  const int64_t most = kernels.widths[kCsrWidths - 1];
+XTiles::XTiles(const int (&widths)[kCsrWidths], int64_t x_rows)
+    : x_rows_(x_rows), width_(widths[kCsrTileWidth]), count_(1), last_(0) {
+  const int64_t most = widths[kCsrWidths - 1];
   if (x_rows > most) count_ += (x_rows - most + width_ - 1) / width_;
   const int64_t rest = x_rows - (count_ - 1) * width_;
-  while (kernels.widths[last_] < rest) ++last_;
+  while (widths[last_] < rest) ++last_;
 }
 
 int64_t XTiles::rows(int64_t tile) const {
@@ -53,16 +53,6 @@ CsrTile TileAt(const CsrMatrix& w, int64_t t) {
                  s.panel_groups};
 }
 
-int64_t ExpandedFloats(const CsrMatrix& w) {
-  if (w.dtype == DType::kF32) return 0;
-  int64_t most = 0;
-  const int64_t tiles = w.structure.panels * w.structure.blocks;
-  for (int64_t t = 0; t < tiles; ++t) {
-    most = std::max(most, w.structure.tile_ptr(t + 1) - w.structure.tile_ptr(t));
-  }
-  return most * kCsrLanes * w.structure.block_rows;
-}
-
 int64_t PanelRows(const CsrStructure& s, int64_t panel) {
   return std::min(s.panel_rows(), s.rows - panel * s.panel_rows());
 }
@@ -75,30 +65,94 @@ int64_t YPanelFloats(const CsrStructure& s, int width) {
   return static_cast<int64_t>(kCsrReachableGroups) * s.block_rows * width;
 }
 
-void BatchPanel(const CsrKernels& kernels, const CsrMatrix& w, int64_t panel, int width_index,
-                const float* x, float* expanded, float* y, const CsrPanelOutput* output) {
+namespace {
+
+// fp32 scratch for the values of one tile.
+int64_t ExpandedFloats(const CsrMatrix& w) {
+  int64_t most = 0;
+  const int64_t tiles = w.structure.panels * w.structure.blocks;
+  for (int64_t t = 0; t < tiles; ++t) {
+    most = std::max(most, w.structure.tile_ptr(t + 1) - w.structure.tile_ptr(t));
+  }
+  return most * kCsrLanes * w.structure.block_rows;
+}
+
+int64_t Aligned(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+// Sums of int8 products stay inside 32 bits up to this many columns.
+constexpr int64_t kMaxDotCols = 1 << 17;
+
+}  // namespace
+
+BatchMode::BatchMode(IsaMask mask, const CsrMatrix& w, bool quantize)
+    : kernels(SelectCsrKernels(mask)),
+      int8_x(quantize),
+      dot(quantize && w.structure.cols <= kMaxDotCols ? SelectCsrInt8Kernels(mask) : nullptr) {}
+
+BatchScratch::BatchScratch(const BatchMode& mode, const CsrMatrix& w, int width)
+    : x_floats_(Aligned(XTileFloats(w.structure, width))),
+      y_floats_(Aligned(YPanelFloats(w.structure, width))),
+      expanded_floats_(
+          w.dtype != DType::kF32 && mode.dot == nullptr ? Aligned(ExpandedFloats(w)) : 0),
+      code_floats_(mode.dot != nullptr ? Aligned(x_floats_ / 4) : 0),
+      memory_(x_floats_ + y_floats_ + expanded_floats_ + code_floats_ +
+              (mode.int8_x ? Aligned(width) : 0)) {
+  x = memory_.data();
+  if (x == nullptr) return;
+  y = x + x_floats_;
+  expanded = y + y_floats_;
+  codes = reinterpret_cast<uint8_t*>(expanded + expanded_floats_);
+  x_scale = expanded + expanded_floats_ + code_floats_;
+}
+
+void QuantizeX(const BatchMode& mode, const CsrMatrix& w, int width_index,
+               const BatchScratch& scratch) {
+  const int width = mode.widths()[width_index];
+  mode.kernels.quantize_tile(scratch.x, w.structure.cols, width, scratch.x_scale);
+  if (mode.dot != nullptr) {
+    mode.dot->codes[width_index](scratch.x, w.structure.cols * width, scratch.codes);
+  }
+}
+
+void BatchPanel(const BatchMode& mode, const CsrMatrix& w, int64_t panel, int width_index,
+                const BatchScratch& scratch, const CsrPanelOutput* output) {
   const CsrStructure& s = w.structure;
-  const int width = kernels.widths[width_index];
-  const CsrBatchFn product = kernels.batch[Log2(s.block_rows)][width_index];
+  const CsrKernels& kernels = mode.kernels;
+  const int width = mode.widths()[width_index];
+  const int64_t rows = PanelRows(s, panel);
   for (int64_t block = 0; block < s.blocks; ++block) {
     const bool first = block == 0, last = block + 1 == s.blocks;
     CsrTile tile = TileAt(w, panel * s.blocks + block);
     if (tile.steps == 0 && !first && !last) continue;
+    const int64_t at = block * kCsrBlockCols * width;
+    if (mode.dot != nullptr) {
+      int32_t* sums = reinterpret_cast<int32_t*>(scratch.y);
+      mode.dot->batch[Log2(s.block_rows)][width_index](tile, scratch.codes + at, width, sums,
+                                                       first);
+      if (last) mode.dot->numbers(sums, rows * width);
+      continue;
+    }
     if (w.dtype != DType::kF32 && tile.steps != 0) {
       kernels.expand[static_cast<int>(w.dtype)](tile.values, tile.steps * kCsrLanes * s.block_rows,
-                                                expanded);
-      tile.values = expanded;
+                                                scratch.expanded);
+      tile.values = scratch.expanded;
     }
-    product(tile, x + block * kCsrBlockCols * width, y, first, last ? output : nullptr);
+    kernels.batch[Log2(s.block_rows)][width_index](tile, scratch.x + at, scratch.y, first,
+                                                   last ? output : nullptr);
   }
+  if (mode.int8_x) kernels.rescale(scratch.y, rows, width, scratch.x_scale);
 }
 
-Status CheckMatrix(const char* op, const CsrMatrix& w) {
+Status CheckMatrix(const char* op, const CsrMatrix& w, bool int8_x) {
   if (!IsValid(w.dtype))
     return Status::InvalidType(std::string(op) + ": values have an unknown dtype");
   if ((w.dtype == DType::kI8) != (w.scale != nullptr)) {
     return Status::InvalidValue(std::string(op) +
                                 ": scale must be given for int8 values and for no others");
+  }
+  if (int8_x && w.dtype != DType::kI8) {
+    return Status::InvalidType(std::string(op) + ": int8_activations needs int8 values, got " +
+                               Name(w.dtype));
   }
   return Status::Ok();
 }

@@ -45,7 +45,7 @@ int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts);
 // the rest, perhaps a little wider than the others.
 class XTiles {
  public:
-  XTiles(const CsrKernels& kernels, int64_t x_rows);
+  XTiles(const int (&widths)[kCsrWidths], int64_t x_rows);
   int64_t count() const { return count_; }
   int64_t begin(int64_t tile) const { return tile * width_; }
   int64_t rows(int64_t tile) const;  // present
@@ -83,13 +83,42 @@ void ForEachPart(const CsrStructure& s, const XTiles& tiles, const ParallelFor& 
 
 CsrTile TileAt(const CsrMatrix& w, int64_t t);
 
-// fp32 scratch for the values of one tile; empty when they are fp32 already.
-int64_t ExpandedFloats(const CsrMatrix& w);
+// How a batch call multiplies: with x as it is, or with each of its rows in int8, where the
+// processor has dot products for that (`dot`) or as whole numbers in fp32.
+struct BatchMode {
+  BatchMode(IsaMask mask, const CsrMatrix& w, bool int8_x);
+  const int (&widths() const)[kCsrWidths] { return dot != nullptr ? dot->widths : kernels.widths; }
+
+  const CsrKernels& kernels;
+  bool int8_x;
+  const CsrInt8Kernels* dot;
+};
+
+// The memory of a batch thread for one x tile, 64-byte aligned parts of one allocation.
+class BatchScratch {
+ public:
+  BatchScratch(const BatchMode& mode, const CsrMatrix& w, int width);
+  bool ok() const { return memory_.data() != nullptr; }
+
+  float* x;         // [>= kCsrReachableCols][width]
+  float* y;         // a panel's sums: [kCsrReachableGroups * R][width]
+  float* expanded;  // fp32 values of one tile, where the packed ones are not
+  uint8_t* codes;   // x in int8, with `dot`
+  float* x_scale;   // [width], with int8_x
+
+ private:
+  int64_t x_floats_, y_floats_, expanded_floats_, code_floats_;
+  Scratch memory_;
+};
 
 // The product of one panel with the packed x tile: into `output`, finished; without one into
-// y[panel rows][width], raw.
-void BatchPanel(const CsrKernels& kernels, const CsrMatrix& w, int64_t panel, int width_index,
-                const float* x, float* expanded, float* y, const CsrPanelOutput* output);
+// scratch.y[panel rows][width], raw. int8 x takes no output.
+void BatchPanel(const BatchMode& mode, const CsrMatrix& w, int64_t panel, int width_index,
+                const BatchScratch& scratch, const CsrPanelOutput* output);
+
+// Turns the packed tile into what BatchPanel takes with int8 x.
+void QuantizeX(const BatchMode& mode, const CsrMatrix& w, int width_index,
+               const BatchScratch& scratch);
 
 // A panel's part of an array with one entry a row, or nullptr.
 inline const float* PanelPart(const float* per_row, const CsrStructure& s, int64_t panel) {
@@ -112,40 +141,37 @@ struct XTile {
 };
 
 // The batch path: every x tile is packed once by pack(tile, x) and met with each panel in
-// run(tile, panel, x, expanded, y), over all threads. False: no memory for scratch.
+// run(tile, panel, scratch), over all threads. False: no memory for scratch.
 template <typename Pack, typename Run>
-bool ForEachTile(const CsrKernels& kernels, const CsrMatrix& w, int64_t x_rows,
+bool ForEachTile(const BatchMode& mode, const CsrMatrix& w, int64_t x_rows,
                  const ParallelFor& parallel_for, const Pack& pack, const Run& run) {
-  const CsrStructure& s = w.structure;
-  const XTiles tiles(kernels, x_rows);
-  const int widest =
-      kernels.widths[std::max(tiles.width_index(0), tiles.width_index(tiles.count() - 1))];
-  const int64_t expanded_floats = ExpandedFloats(w);
+  const int(&widths)[kCsrWidths] = mode.widths();
+  const XTiles tiles(widths, x_rows);
+  const int widest = widths[std::max(tiles.width_index(0), tiles.width_index(tiles.count() - 1))];
   std::atomic<bool> failed{false};
-  ForEachPart(s, tiles, parallel_for,
+  ForEachPart(w.structure, tiles, parallel_for,
               [&](int64_t panel_begin, int64_t panel_end, int64_t tile_begin, int64_t tile_end) {
                 if (panel_begin == panel_end || tile_begin == tile_end) return;
-                const Scratch x(XTileFloats(s, widest));
-                const Scratch y(YPanelFloats(s, widest));
-                const Scratch expanded(expanded_floats);
-                if (x.data() == nullptr || y.data() == nullptr || expanded.data() == nullptr) {
+                const BatchScratch scratch(mode, w, widest);
+                if (!scratch.ok()) {
                   failed = true;
                   return;
                 }
                 for (int64_t t = tile_begin; t < tile_end; ++t) {
                   const int width_index = tiles.width_index(t);
                   const XTile tile{tiles.begin(t), static_cast<int>(tiles.rows(t)), width_index,
-                                   kernels.widths[width_index]};
-                  pack(tile, x.data());
+                                   widths[width_index]};
+                  pack(tile, scratch.x);
+                  if (mode.int8_x) QuantizeX(mode, w, width_index, scratch);
                   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-                    run(tile, panel, x.data(), expanded.data(), y.data());
+                    run(tile, panel, scratch);
                   }
                 }
               });
   return !failed;
 }
 
-Status CheckMatrix(const char* op, const CsrMatrix& w);
+Status CheckMatrix(const char* op, const CsrMatrix& w, bool int8_x);
 Status CheckActivations(const char* op, DType dtype, Activation activation);
 Status OutOfScratch(const char* op);
 

@@ -83,9 +83,20 @@ using FinishChannelsFn = void (*)(float* acc, int64_t rows, int width, const flo
 using FinishRowFn = void (*)(float* acc, int64_t n, const float* scale, const float* bias,
                              Activation activation);
 
+// In place: n floats become the nearest multiples of max |row| / 127, as whole numbers in
+// [-127, 127]. Returns that step: NaN where the row holds a NaN or an infinity.
+using QuantizeRowFn = float (*)(float* row, int64_t n);
+// The same for each of the `width` rows of a packed tile x[cols][width]: scale[width].
+using QuantizeTileFn = void (*)(float* x, int64_t cols, int width, float* scale);
+// y[rows][width] *= scale[width].
+using RescaleFn = void (*)(float* y, int64_t rows, int width, const float* scale);
+
 // Of the widths of a kernel set, the one that x is cut into; the one above it takes in a remainder
 // that would be too narrow to be fast by itself.
 enum : int { kCsrWidths = 5, kCsrTileWidth = 3 };
+
+// Bound on max_decode_rows.
+enum : int { kMaxDecodeRows = 8 };
 
 // One row of kernels.inc.
 struct CsrKernels {
@@ -103,6 +114,9 @@ struct CsrKernels {
   StoreRowsFn store_rows[3];
   FinishChannelsFn finish_channels;
   FinishRowFn finish_row;
+  QuantizeRowFn quantize_row;
+  QuantizeTileFn quantize_tile;
+  RescaleFn rescale;
 };
 
 #define SPARSEKERN_CSR_KERNELS(isa_flag, isa_suffix) \
@@ -112,5 +126,31 @@ struct CsrKernels {
 
 // The first row of kernels.inc whose ISA is in the mask.
 const CsrKernels& SelectCsrKernels(IsaMask mask);
+
+// Whole numbers of quantize_tile, `count` of them, to one byte each, as the tile kernel of the same
+// width takes them.
+using Int8CodesFn = void (*)(const float* x, int64_t count, uint8_t* codes);
+// Batch with int8 values and codes[>= kCsrReachableCols][width]; sums in y[groups * R][width]: the
+// first tile of a panel sets them, the others add.
+using Int8TileFn = void (*)(const CsrTile& tile, const uint8_t* codes, int width, int32_t* y,
+                            bool first);
+
+// One row of int8_kernels.inc: what a processor with int8 dot products has beyond its CsrKernels.
+struct CsrInt8Kernels {
+  const char* isa_name;
+  int widths[kCsrWidths];
+  Int8CodesFn codes[kCsrWidths];
+  Int8TileFn batch[3][kCsrWidths];          // [log2 R][width]
+  void (*numbers)(int32_t* y, int64_t count);  // in place: sums as floats
+};
+
+#define SPARSEKERN_CSR_INT8_KERNELS(isa_flag, isa_suffix) \
+  extern const CsrInt8Kernels kCsrInt8Kernels_##isa_suffix;
+#include "ops/csr_spmm/int8_kernels.inc"
+#undef SPARSEKERN_CSR_INT8_KERNELS
+
+// The first row of int8_kernels.inc whose ISA is in the mask; nullptr when there is none, and int8
+// x is multiplied as whole numbers in fp32.
+const CsrInt8Kernels* SelectCsrInt8Kernels(IsaMask mask);
 
 }  // namespace sparsekern

@@ -23,9 +23,11 @@ Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs
   const int64_t x_stride = s.blocks * kCsrBlockCols;
   const Scratch x(x_stride * rows);  // fp32, padded to whole blocks
   if (x.data() == nullptr) return OutOfScratch("csr_linear");
+  float x_scale[kMaxDecodeRows];
   for (int m = 0; m < rows; ++m) {
     float* row = x.data() + m * x_stride;
     kernels.expand[static_cast<int>(a.dtype)](RowAt(a, m), s.cols, row);
+    if (a.int8_x) x_scale[m] = kernels.quantize_row(row, s.cols);
     std::memset(row + s.cols, 0, sizeof(float) * (x_stride - s.cols));
   }
   const CsrDecodeFn product = kernels.decode[static_cast<int>(w.dtype)][Log2(s.block_rows)];
@@ -51,6 +53,9 @@ Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs
       const int64_t n = PanelRows(s, panel);
       for (int m = 0; m < rows; ++m) {
         float* row = y.data() + m * y_stride;
+        if (a.int8_x) {
+          for (int64_t i = 0; i < n; ++i) row[i] *= x_scale[m];
+        }
         kernels.finish_row(row, n, w.scale != nullptr ? w.scale + first : nullptr,
                            a.epilogue.bias != nullptr ? a.epilogue.bias + first : nullptr,
                            a.epilogue.activation);
@@ -61,26 +66,27 @@ Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs
   return failed ? OutOfScratch("csr_linear") : Status::Ok();
 }
 
-Status Batch(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs& a,
+Status Batch(const BatchMode& mode, const CsrMatrix& w, const CsrLinearArgs& a,
              const ParallelFor& parallel_for) {
   const CsrStructure& s = w.structure;
+  const CsrKernels& kernels = mode.kernels;
   const int dtype = static_cast<int>(a.dtype);
   const bool done = ForEachTile(
-      kernels, w, a.x_rows, parallel_for,
+      mode, w, a.x_rows, parallel_for,
       [&](const XTile& tile, float* x) {
         kernels.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, s.cols, tile.width,
                                  x);
       },
-      [&](const XTile& tile, int64_t panel, const float* x, float* expanded, float* y) {
-        BatchPanel(kernels, w, panel, tile.width_index, x, expanded, y, nullptr);
+      [&](const XTile& tile, int64_t panel, const BatchScratch& scratch) {
+        BatchPanel(mode, w, panel, tile.width_index, scratch, nullptr);
         const int64_t rows = PanelRows(s, panel);
         const float* scale = PanelPart(w.scale, s, panel);
         const float* bias = PanelPart(a.epilogue.bias, s, panel);
         if (!IsClamp(a.epilogue.activation)) {
-          kernels.finish_channels(y, rows, tile.width, scale, bias, a.epilogue.activation);
+          kernels.finish_channels(scratch.y, rows, tile.width, scale, bias, a.epilogue.activation);
           scale = bias = nullptr;
         }
-        kernels.store_rows[dtype](y, tile.width, tile.rows, rows, scale, bias,
+        kernels.store_rows[dtype](scratch.y, tile.width, tile.rows, rows, scale, bias,
                                   ClampOf(a.epilogue.activation),
                                   OutAt(a, tile.begin, panel * s.panel_rows()), a.y_stride);
       });
@@ -90,7 +96,7 @@ Status Batch(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs&
 }  // namespace
 
 Status CsrLinear(const CsrMatrix& w, const CsrLinearArgs& args, const ParallelFor& parallel_for) {
-  SPARSEKERN_RETURN_IF_ERROR(CheckMatrix("csr_linear", w));
+  SPARSEKERN_RETURN_IF_ERROR(CheckMatrix("csr_linear", w, args.int8_x));
   SPARSEKERN_RETURN_IF_ERROR(CheckActivations("csr_linear", args.dtype, args.epilogue.activation));
   if (args.x_rows < 0 || args.x_stride < w.structure.cols || args.y_stride < w.structure.rows) {
     return Status::InvalidValue(
@@ -99,9 +105,9 @@ Status CsrLinear(const CsrMatrix& w, const CsrLinearArgs& args, const ParallelFo
   if (args.x_rows == 0) return Status::Ok();
   IsaMask mask = 0;
   SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
-  const CsrKernels& kernels = SelectCsrKernels(mask);
-  return UsesDecode(kernels, args.x_rows) ? Decode(kernels, w, args, parallel_for)
-                                          : Batch(kernels, w, args, parallel_for);
+  const BatchMode mode(mask, w, args.int8_x);
+  return UsesDecode(mode.kernels, args.x_rows) ? Decode(mode.kernels, w, args, parallel_for)
+                                               : Batch(mode, w, args, parallel_for);
 }
 
 }  // namespace sparsekern
