@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import torch
-from candidates import onnxruntime, sparsekern, torch_csr, torch_linear
-from harness import SHAPES, Options, Recorder, measure, options, thread_counts, with_threads
+from candidates import onnxruntime, sparsekern, torch_csr, torch_int8, torch_linear
+from harness import OURS, SHAPES, Options, Recorder, measure, options, thread_counts, with_threads
 from limits import multiply_adds
 from weights import linear_network
 from workers import candidates as peer_candidates
@@ -27,6 +27,8 @@ def main(options: Options) -> None:
                 )
                 cases = [
                     *map(sparsekern, pruned),
+                    *(sparsekern(n, name=f"{OURS} int8 x int8", int8=True) for n in pruned),
+                    torch_int8(dense),
                     onnxruntime(dense, threads),
                     torch_linear(dense),
                     torch_linear(dense, torch.bfloat16),

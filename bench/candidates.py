@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from sparsekern import CSRTensor, _core, ops
 from torch.nn import functional
-from weights import Network, flat, kernel_name, mkl_csr, packed
+from weights import Layer, Network, flat, kernel_name, mkl_csr, packed
 
 # Largest error allowed, in units of the result's root mean square.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.int8: 0.3}
 
 
 def _candidate(
@@ -43,10 +44,16 @@ def _candidate(
     )
 
 
-def sparsekern(network: Network, isa: str | None = None, name: str = OURS) -> Candidate:
-    """The operators of this library; `isa` forces an instruction set while they run."""
+def sparsekern(
+    network: Network, isa: str | None = None, name: str = OURS, int8: bool = False
+) -> Candidate:
+    """The operators of this library; `isa` forces an instruction set while they run.
+
+    int8: weights and x in int8.
+    """
+    dtype = torch.int8 if int8 else torch.float32
     chains = [
-        (chain.x, [(packed(layer), layer.bias) for layer in chain.layers])
+        (chain.x, [(packed(layer, dtype), layer.bias) for layer in chain.layers])
         for chain in network.chains
     ]
     conv = network.chains[0].x.dim() == 4
@@ -57,17 +64,17 @@ def sparsekern(network: Network, isa: str | None = None, name: str = OURS) -> Ca
         for x, layers in chains:
             y = x
             for w, bias in layers:
-                y = op(y, w, bias)
+                y = op(y, w, bias, int8_activations=int8)
             outputs.append(y)
         return outputs
 
     last: CSRTensor = chains[-1][1][-1][0]
     _core.set_isa(isa)
-    kernel = kernel_name(last, network.chains[-1].x.shape[0], conv)
+    kernel = kernel_name(last, network.chains[-1].x.shape[0], conv, int8)
     _core.set_isa(None)
     nbytes = sum(w.nbytes for _, layers in chains for w, _ in layers)
     details = {"kernel": kernel, "weight_bytes": nbytes}
-    candidate = _candidate(name, network, run, details=details)
+    candidate = _candidate(name, network, run, details=details, tolerance=TOLERANCE[dtype])
     if isa is None:
         return candidate
     seconds, output = candidate.seconds, candidate.output
@@ -103,6 +110,32 @@ def torch_linear(network: Network, dtype: torch.dtype = torch.float32) -> Candid
 
     name = f"torch dense {_short(dtype)}"
     return _candidate(name, network, run, tolerance=TOLERANCE[dtype])
+
+
+def torch_int8(network: Network) -> Candidate:
+    """torch's dynamic quantization: int8 weights per output, x in uint8 per tensor."""
+
+    def prepared(layer: Layer) -> Any:
+        w = layer.weight
+        scale = w.abs().amax(1).double() / 127
+        zeros = torch.zeros(len(w), dtype=torch.long)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*deprecated", category=UserWarning)
+            quantized = torch.quantize_per_channel(w, scale, zeros, 0, torch.qint8)
+        return torch.ops.quantized.linear_prepack(quantized, layer.bias)
+
+    chains = [(c.x, [prepared(layer) for layer in c.layers]) for c in network.chains]
+
+    def run() -> list[Any]:
+        outputs = []
+        for x, layers in chains:
+            y = x
+            for weight in layers:
+                y = torch.ops.quantized.linear_dynamic(y, weight)
+            outputs.append(y)
+        return outputs
+
+    return _candidate("torch dense int8", network, run, tolerance=TOLERANCE[torch.int8])
 
 
 def torch_conv2d(network: Network, nhwc: bool, dtype: torch.dtype = torch.float32) -> Candidate:

@@ -119,10 +119,10 @@ def packed(layer: Layer, dtype: torch.dtype = torch.float32) -> CSRTensor:
     return CSRTensor.from_dense(layer.weight, dtype=dtype)
 
 
-def kernel_name(w: CSRTensor, x_rows: int, conv: bool = False) -> str:
+def kernel_name(w: CSRTensor, x_rows: int, conv: bool = False, int8_x: bool = False) -> str:
     """The kernel that selection picks under the active ISA mask."""
     dtype = str(w.dtype).removeprefix("torch.")
-    return _core.csr_kernel(w.structure.numpy(), dtype, x_rows, conv)
+    return _core.csr_kernel(w.structure.numpy(), dtype, x_rows, conv, int8_x)
 
 
 def mkl_csr(weight: Tensor) -> Tensor:

@@ -40,6 +40,11 @@ KERNEL_FILES = {
     },
     "aarch64": {"neon": ("arm_neon", {"asimd"})},
 }
+# The same for the kernel files that have int8 dot products and nothing else.
+INT8_KERNEL_FILES = {
+    "x86_64": {"avx512vnni": ("x86_avx512vnni", {"avx512f", "avx512_vnni"})},
+    "aarch64": {"neondotprod": ("arm_neon_dotprod", {"asimddp"})},
+}
 
 
 def processor_flags() -> set[str]:
@@ -50,16 +55,23 @@ def processor_flags() -> set[str]:
     raise AssertionError("/proc/cpuinfo names no flags")
 
 
-def expected_isas() -> dict[str, str]:
-    """The sets that this processor must be tested with: ISA name -> kernel file."""
+def expected_isas(files: dict[str, dict[str, tuple[str, set[str]]]]) -> dict[str, str]:
+    """The sets of these that this processor must be tested with: ISA name -> kernel file."""
     flags = processor_flags()
-    files = KERNEL_FILES.get(platform.machine(), {})
-    return {"scalar": "scalar"} | {
-        name: file for name, (file, needed) in files.items() if needed <= flags
-    }
+    own = files.get(platform.machine(), {})
+    return {name: file for name, (file, needed) in own.items() if needed <= flags}
 
 
-ISAS = expected_isas()
+ISAS = {"scalar": "scalar"} | expected_isas(KERNEL_FILES)
+INT8_ISAS = expected_isas(INT8_KERNEL_FILES)
+
+
+@pytest.fixture(params=[*ISAS, *INT8_ISAS])
+def int8_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As `isa`, with the sets that only x in int8 makes use of."""
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(None)
 
 
 @pytest.fixture(params=list(ISAS))

@@ -91,6 +91,11 @@ LINEAR = {
         "activation must be one of none, relu, relu6, gelu, gelu_tanh, silu, hardswish, got 'tanh'",
     ),
     "activation type": ({"activation": 1}, TypeError, "activation must be a string, got int"),
+    "int8 activations": (
+        {"int8_activations": True},
+        TypeError,
+        "csr_linear: int8_activations needs int8 values, got float32",
+    ),
 }
 CONV = {
     "x dimensions": ({"x": IMAGE[0]}, ValueError, "csr_conv2d: x must have 4 dimensions .* got 3"),
@@ -98,6 +103,11 @@ CONV = {
         {"x": IMAGE[:, 1:]},
         ValueError,
         r"csr_conv2d: x.shape\[1\] must equal in_channels \(150\), got 149",
+    ),
+    "int8 activations": (
+        {"int8_activations": True},
+        TypeError,
+        "csr_conv2d: int8_activations needs int8 values, got float32",
     ),
     "stride": ({"stride": 0}, ValueError, "csr_conv2d: stride must be at least 1, got 0"),
     "x double": ({"x": IMAGE.double()}, TypeError, "csr_conv2d: x must be float32, bfloat16 or"),
@@ -177,6 +187,7 @@ def test_fake_kernels_refuse_what_the_kernels_refuse():
         {"bias": torch.ones(ROWS).double()},
         {"activation": 7},
         {"activation": -1},
+        {"int8_activations": True},
     ]
     op = torch.ops.sparsekern.csr_linear
     assert op(**good).shape == (2, ROWS)
@@ -208,6 +219,9 @@ def samples() -> dict[str, list[tuple]]:
             values = values.requires_grad_()
         parts = (values, p.structure, p.scale)
         linear.append((x.clone().requires_grad_(), *parts, bias, 21, code))
+        if dtype == "int8":
+            linear.append((x.clone().requires_grad_(), *parts, bias, 21, code, True))
+            conv.append((image.clone().requires_grad_(), *parts, bias, 21, 1, code, True))
         conv.append((image.requires_grad_(), *parts, bias, 21, 2, code))
         down.append((y.requires_grad_(), *parts, 34))
         conv_down.append((y_image.requires_grad_(), *parts, 34))

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ISAS, KERNEL_FILES
+from conftest import INT8_ISAS, INT8_KERNEL_FILES, ISAS, KERNEL_FILES
 from sparsekern import _core
 from strategies import DTYPES, Spec, activations, pack, run_linear
 
@@ -26,9 +26,11 @@ v, csr_linear = torch.from_numpy(v), torch.ops.sparsekern.csr_linear
 """
 
 
-def kernel(dtype: str, block_rows: int, x_rows: int, conv: bool = False) -> str:
+def kernel(
+    dtype: str, block_rows: int, x_rows: int, conv: bool = False, int8_activations: bool = False
+) -> str:
     packed = pack(Spec(64, 64, 0.3, dtype, block_rows))
-    return _core.csr_kernel(packed.structure.numpy(), dtype, x_rows, conv)
+    return _core.csr_kernel(packed.structure.numpy(), dtype, x_rows, conv, int8_activations)
 
 
 def run_python(isa: str, code: str) -> subprocess.CompletedProcess[str]:
@@ -43,8 +45,17 @@ def run_python(isa: str, code: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_library_finds_what_the_operating_system_reports():
     """What conftest reads from /proc/cpuinfo and tests, the library detects; and nothing more."""
-    known = {"scalar"}.union(*KERNEL_FILES.values())
-    assert {name for name in _core.detected_isa() if name in known} == set(ISAS)
+    known = {"scalar"}.union(*KERNEL_FILES.values(), *INT8_KERNEL_FILES.values())
+    assert {name for name in _core.detected_isa() if name in known} == {*ISAS, *INT8_ISAS}
+
+
+def test_int8_activations_take_dot_products_for_batches(int8_isa):
+    file = INT8_ISAS.get(int8_isa)
+    assert kernel("int8", 2, 1, int8_activations=True).startswith("csr_linear_r2_i8_decode__")
+    for conv, operator in ((False, "csr_linear"), (True, "csr_conv2d")):
+        name = kernel("int8", 2, 1000, conv, int8_activations=True)
+        expected = f"dot__{file}" if file else f"batch__{ISAS[int8_isa]}"
+        assert name == f"{operator}_r2_i8_{expected}"
 
 
 @pytest.mark.parametrize("block_rows", [1, 2, 4])

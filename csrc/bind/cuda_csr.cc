@@ -49,7 +49,8 @@ const float* RowVector(const MaybeTensor& t, const Tensor& x, const char* argume
 
 Tensor CsrLinearCuda(const Tensor& x, const Tensor& values, const Tensor& structure,
                      const MaybeTensor& scale, const MaybeTensor& bias, int64_t rows,
-                     int64_t activation) {
+                     int64_t activation, bool int8_activations) {
+  Require(!int8_activations, "int8_activations exist on the CPU only");
   Require(x.dim() >= 1 && x.dim() <= kMaxDims, "x must have 1 to 16 dimensions");
   Require(rows >= 1 && activation >= 0 && activation <= 6,
           "rows must be positive and activation in [0, 6]");

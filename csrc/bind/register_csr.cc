@@ -170,13 +170,14 @@ py::tuple Transpose(const py::array& structure) {
 }
 
 std::string Kernel(const py::array& structure, const std::string& dtype_name, int64_t x_rows,
-                   bool conv) {
+                   bool conv, bool int8_activations) {
   CsrMatrix w;
   w.structure = Parse("csr_kernel", structure);
   w.dtype = DTypeFromName("csr_kernel", dtype_name);
   IsaMask mask = 0;
   Raise(ActiveIsa(&mask));
-  return conv ? CsrConv2dKernelName(w, mask) : CsrLinearKernelName(w, x_rows, mask);
+  return conv ? CsrConv2dKernelName(w, mask, int8_activations)
+              : CsrLinearKernelName(w, x_rows, mask, int8_activations);
 }
 
 }  // namespace
@@ -199,7 +200,7 @@ void RegisterCsr(py::module_& m) {
         "values is\n"
         "values[permutation[i]], or padding where that is -1.");
   m.def("csr_kernel", &Kernel, py::arg("structure"), py::arg("dtype"), py::arg("x_rows"),
-        py::arg("conv") = false,
+        py::arg("conv") = false, py::arg("int8_activations") = false,
         "Name of the kernel that selection picks for x_rows rows of x under the active ISA mask.");
 }
 

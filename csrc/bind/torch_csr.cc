@@ -108,7 +108,7 @@ const float* Bias(const char* op, const MaybeTensor& bias, int64_t rows,
 
 Tensor CsrLinearOp(const Tensor& x, const Tensor& values, const Tensor& structure,
                    const MaybeTensor& scale, const MaybeTensor& bias, int64_t rows,
-                   int64_t activation) {
+                   int64_t activation, bool int8_activations) {
   constexpr const char* kOp = "csr_linear";
   CheckCpu(kOp, "x", x);
   const CsrMatrix w = Matrix(kOp, values, structure, scale, rows);
@@ -125,6 +125,7 @@ Tensor CsrLinearOp(const Tensor& x, const Tensor& values, const Tensor& structur
   CsrLinearArgs args;
   args.dtype = FloatType(kOp, "x", x);
   args.epilogue.activation = ActivationOf(kOp, activation);
+  args.int8_x = int8_activations;
   std::optional<Tensor> bias_copy;
   args.epilogue.bias = Bias(kOp, bias, rows, &bias_copy);
   int64_t sizes[kMaxDims];
@@ -146,7 +147,7 @@ Tensor CsrLinearOp(const Tensor& x, const Tensor& values, const Tensor& structur
 
 Tensor CsrConv2dOp(const Tensor& x, const Tensor& values, const Tensor& structure,
                    const MaybeTensor& scale, const MaybeTensor& bias, int64_t rows, int64_t stride,
-                   int64_t activation) {
+                   int64_t activation, bool int8_activations) {
   constexpr const char* kOp = "csr_conv2d";
   CheckCpu(kOp, "x", x);
   const CsrMatrix w = Matrix(kOp, values, structure, scale, rows);
@@ -167,6 +168,7 @@ Tensor CsrConv2dOp(const Tensor& x, const Tensor& values, const Tensor& structur
   CsrConv2dArgs args;
   args.dtype = FloatType(kOp, "x", x);
   args.epilogue.activation = ActivationOf(kOp, activation);
+  args.int8_x = int8_activations;
   std::optional<Tensor> bias_copy;
   args.epilogue.bias = Bias(kOp, bias, rows, &bias_copy);
   const Tensor nchw = x.is_contiguous() ? x : torch::stable::contiguous(x);
@@ -220,11 +222,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sparsekern, m) {
   m.def(
       "csr_linear(Tensor x, Tensor values, Tensor structure, Tensor? scale, Tensor? bias, int "
       "rows, "
-      "int activation=0) -> Tensor");
+      "int activation=0, bool int8_activations=False) -> Tensor");
   m.def(
       "csr_conv2d(Tensor x, Tensor values, Tensor structure, Tensor? scale, Tensor? bias, int "
       "rows, "
-      "int stride=1, int activation=0) -> Tensor");
+      "int stride=1, int activation=0, bool int8_activations=False) -> Tensor");
   m.def("csr_sddmm(Tensor grad, Tensor x, Tensor structure, int numel) -> Tensor");
 }
 

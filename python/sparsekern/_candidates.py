@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsekern._cast import CastConv2d, CastLinear
 from sparsekern._sites import Site
 from sparsekern.csr import CSRTensor
-from sparsekern.nn import CSRConv2d, CSRLinear
+from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear
 
 _FILL = 1.05  # blocks may store this many times the nonzero weights: 5 % of explicit zeros
 
@@ -55,6 +55,7 @@ def candidates_for(
     block_rows: int | str,
     policy: str,
     packed: bool,
+    int8_activations: bool = False,
 ) -> list[Candidate]:
     """All forms of a weight but the one it has.
 
@@ -65,6 +66,7 @@ def candidates_for(
         policy: of convert_; with "fastest" a float32 weight gets dense bfloat16 as one that is
             measured only.
         packed: whether packed forms are wanted.
+        int8_activations: whether those with int8 values take x in int8 too.
     """
     assert site.dense is not None
     own = site.dense.dtype
@@ -75,7 +77,8 @@ def candidates_for(
         for dtype in [own, *(d for d in allowed if d != own)]:
             if dtype == torch.int8 and not finite:
                 continue
-            result += [_packed(site, dtype, rows) for rows in blocks]
+            int8_x = int8_activations and dtype == torch.int8
+            result += [_packed(site, dtype, rows, int8_x) for rows in blocks]
     casts = [d for d in allowed if d.is_floating_point and d.itemsize < own.itemsize]
     for dtype in casts:
         result.append(_cast(site, dtype, allowed=True))
@@ -103,7 +106,7 @@ def block_structure(dense: Tensor) -> list[int]:
     return found
 
 
-def _packed(site: Site, dtype: torch.dtype, block_rows: int) -> Candidate:
+def _packed(site: Site, dtype: torch.dtype, block_rows: int, int8_x: bool) -> Candidate:
     assert site.dense is not None
     packed = CSRTensor.from_dense(site.dense, block_rows=block_rows, dtype=dtype)
     first = site.modules[0]
@@ -115,9 +118,10 @@ def _packed(site: Site, dtype: torch.dtype, block_rows: int) -> Candidate:
         bias = module.bias
         assert bias is None or isinstance(bias, Tensor)
         if isinstance(module, nn.Conv2d):
-            layer: nn.Module = CSRConv2d.from_packed(packed, bias, stride=module.stride[0])
+            layer: CSRLayer = CSRConv2d.from_packed(packed, bias, stride=module.stride[0])
         else:
             layer = CSRLinear.from_packed(packed, bias)
+        layer.int8_activations = int8_x
         modules.append(layer.train(module.training))
     rows = f" r{block_rows}" if block_rows > 1 else ""
     label = f"csr{rows} {describe_dtype(dtype)}"

@@ -42,6 +42,7 @@ class LayerSpec:
     stride: int
     bias: bool
     fused: bool  # the activation was the next module's, an nn.Identity since
+    int8_activations: bool = False
 
     @classmethod
     def of(cls, root: nn.Module, name: str, layer: CSRLayer, packed: CSRTensor) -> LayerSpec:
@@ -61,6 +62,7 @@ class LayerSpec:
             stride,
             layer.bias is not None,
             fused,
+            layer.int8_activations,
         )
 
     @classmethod
@@ -76,7 +78,9 @@ class LayerSpec:
             "stride": (1, 2),
             "bias": (True, False),
             "fused": (True, False),
+            "int8_activations": (True, False),
         }
+        raw = {"int8_activations": False, **raw}  # not in files written before it existed
         for field, allowed in choices.items():
             got = raw.get(field)
             if not any(type(got) is type(value) and got == value for value in allowed):
@@ -84,6 +88,11 @@ class LayerSpec:
                     f"checkpoint: {field} of layer {name!r} must be one of "
                     f"{', '.join(map(str, allowed))}, got {got!r}; a newer sparsekern may read it"
                 )
+        if raw["int8_activations"] and raw["dtype"] != "int8":
+            raise CheckpointError(
+                f"checkpoint: int8_activations of layer {name!r} must come with int8 values, "
+                f"got {raw['dtype']}"
+            )
         shape = raw.get("shape")
         if (
             not isinstance(shape, list)

@@ -160,6 +160,7 @@ def _kernels() -> list[str]:
         for block_rows in (1, 2, 4):
             _, structure = _core.csr_pack(weight.astype(kind), dtype, None, block_rows)
             for x_rows in (1, 16, 1024):
-                found[_core.csr_kernel(structure, dtype, x_rows, False)] = None
-            found[_core.csr_kernel(structure, dtype, 1, True)] = None
+                for int8_x in {False, dtype == "int8"}:
+                    found[_core.csr_kernel(structure, dtype, x_rows, False, int8_x)] = None
+                    found[_core.csr_kernel(structure, dtype, x_rows, True, int8_x)] = None
     return sorted(found)

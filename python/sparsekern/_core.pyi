@@ -38,5 +38,9 @@ def csr_transpose(
     structure: NDArray[np.uint8],
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]: ...
 def csr_kernel(
-    structure: NDArray[np.uint8], dtype: str, x_rows: int, conv: bool = False
+    structure: NDArray[np.uint8],
+    dtype: str,
+    x_rows: int,
+    conv: bool = False,
+    int8_activations: bool = False,
 ) -> str: ...

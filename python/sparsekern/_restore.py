@@ -26,7 +26,7 @@ class _Plan:
     """New modules by the id of the one they replace, layers to refill, tensors to copy."""
 
     replaced: dict[int, nn.Module] = field(default_factory=dict)
-    refilled: list[tuple[CSRLayer, CSRTensor]] = field(default_factory=list)
+    refilled: list[tuple[CSRLayer, CSRTensor, LayerSpec]] = field(default_factory=list)
     fused: list[tuple[nn.Module, str]] = field(default_factory=list)  # places of activations
     settled: set[str] = field(default_factory=set)  # names that the packed layers take care of
 
@@ -44,8 +44,9 @@ def restore(root: nn.Module, checkpoint: Checkpoint) -> None:
                 setattr(parent, name, plan.replaced[id(child)])
     for parent, name in plan.fused:
         setattr(parent, name, nn.Identity())
-    for layer, packed in plan.refilled:
+    for layer, packed, spec in plan.refilled:
         layer.refill(packed)
+        layer.int8_activations = spec.int8_activations
     _copy(root, loaded)
 
 
@@ -76,7 +77,7 @@ def _plan(root: nn.Module, checkpoint: Checkpoint) -> _Plan:
         if activation != spec.activation:
             plan.fused.append(_fused_place(root, name, spec, activation))
         elif isinstance(old, CSRLayer) and _same_kind(old, packed):
-            plan.refilled.append((old, packed))
+            plan.refilled.append((old, packed, spec))
             continue
         if not name:
             raise CheckpointError(
@@ -193,6 +194,7 @@ def _new_layer(
         layer = CSRLinear.from_packed(packed, bias, spec.activation)
     else:
         layer = CSRConv2d.from_packed(packed, bias, spec.activation, stride=spec.stride)
+    layer.int8_activations = spec.int8_activations
     return layer.train(old.training)
 
 

@@ -2,8 +2,9 @@
 """Gradients of the operators, and the products with the transposed matrix that they need.
 
 Of `csr_linear` and `csr_conv2d`: with respect to x and bias always, to the values when they are
-floating-point. int8 values and their scale are constants. Every formula below is made of operators
-that have one here too, so gradients of gradients work. All of it is deterministic.
+floating-point. int8 values and their scale are constants, and the rounding of x to int8 counts as
+none (a straight-through estimate). Every formula below is made of operators that have one here too,
+so gradients of gradients work. All of it is deterministic.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _csr_conv2d_transposed_fake(
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep what backward needs and nothing else: x, often the largest, only where it is used."""
-    x, values, structure, scale, bias, rows, *rest = inputs
+    x, values, structure, scale, bias, rows, *rest, _ = inputs  # the last: int8_activations
     if scale is not None and scale.requires_grad:
         raise NotImplementedError(
             "csr: gradients exist for x, bias and floating-point values, got a scale that "
@@ -143,7 +144,7 @@ def _csr_linear_backward(ctx: Any, grad: Tensor) -> _Grads:
         grad_values = _ops.csr_sddmm(flat, x_rows, structure, values.numel()).to(values.dtype)
     if bias is not None and ctx.needs_input_grad[4]:
         grad_bias = grad.reshape(-1, ctx.rows).sum(0, dtype=torch.float32).to(bias.dtype)
-    return grad_x, grad_values, None, None, grad_bias, None, None
+    return grad_x, grad_values, None, None, grad_bias, None, None, None
 
 
 def _upsampled(small: Tensor, height: int, width: int, stride: int) -> Tensor:
@@ -180,7 +181,7 @@ def _csr_conv2d_backward(ctx: Any, grad: Tensor) -> _Grads:
         grad_values = grad_values.to(values.dtype)
     if bias is not None and ctx.needs_input_grad[4]:
         grad_bias = grad.sum((0, 2, 3), dtype=torch.float32).to(bias.dtype)
-    return grad_x, grad_values, None, None, grad_bias, None, None, None
+    return grad_x, grad_values, None, None, grad_bias, None, None, None, None
 
 
 # --- gradients of gradients -----------------------------------------------------------------------

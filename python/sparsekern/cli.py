@@ -191,6 +191,9 @@ def convert(
     tokens: Tokens = 128,
     text: Text = None,
     allow_dtype: AllowDtype = None,
+    int8_activations: Annotated[
+        bool, typer.Option("--int8-activations", help="Activations in int8 where weights are.")
+    ] = False,
     block_rows: Annotated[str, typer.Option(help="auto, 1, 2 or 4.")] = "auto",
     min_sparsity: Annotated[float, typer.Option(help="Below it a layer stays dense.")] = 0.3,
     include: Include = None,
@@ -218,6 +221,7 @@ def convert(
             example,
             policy=policy,
             allow_dtypes=dtypes,
+            int8_activations=int8_activations,
             block_rows=block_rows if block_rows == "auto" else int(block_rows),
             min_sparsity=min_sparsity,
             include=include or "*",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def convert_(
     *,
     policy: str = "fastest",
     allow_dtypes: Collection[torch.dtype] | None = None,
+    int8_activations: bool = False,
     block_rows: int | str = "auto",
     min_sparsity: float = 0.3,
     include: str | Iterable[str] = "*",
@@ -67,6 +69,8 @@ def convert_(
         allow_dtypes: dtypes that weights may be rounded to besides their own: torch.bfloat16 or
             torch.float16 (packed, or dense with x cast to it) and torch.int8 (packed). Without
             it nothing is rounded, and the result only says where dense bfloat16 would have won.
+        int8_activations: with torch.int8 among `allow_dtypes`, layers packed in int8 round x to
+            int8 as well, row by row (`sparsekern.csr_linear`).
         block_rows: 1, 2 or 4 outputs that share a pattern, or "auto": those whose blocks the
             weight's zeros already have.
         min_sparsity: share of zeros, in [0, 1], below which (the layer's rounded to a percent) a
@@ -92,12 +96,24 @@ def convert_(
     root = unwrapped(model, "convert_")
     _check_arguments(policy, min_sparsity, block_rows)
     allowed = _check_dtypes(allow_dtypes)
+    if int8_activations and torch.int8 not in allowed:
+        raise ValueError(
+            "convert_: int8_activations needs torch.int8 among allow_dtypes, got "
+            f"{[describe_dtype(dtype) for dtype in allowed]}"
+        )
     globs = as_globs("convert_", "include", include), as_globs("convert_", "exclude", exclude)
     examples = as_examples("convert_", model, example_inputs)
     if policy == "fastest" and not examples:
         raise ValueError("convert_: example_inputs must be given for policy 'fastest', got None")
     sites = find_sites("convert_", root, *globs)
-    run = _Run(root, sites, policy, allowed, block_rows, min_sparsity, _sink(progress))
+    forms = partial(
+        candidates_for,
+        allowed=allowed,
+        block_rows=block_rows,
+        policy=policy,
+        int8_activations=int8_activations,
+    )
+    run = _Run(root, sites, policy, min_sparsity, forms, _sink(progress))
     run.prepare()
     note = ""
     totals: tuple[float | None, float | None] = (None, None)
@@ -161,14 +177,12 @@ class _Run:
         root: nn.Module,
         sites: Sequence[Site],
         policy: str,
-        allowed: Sequence[torch.dtype],
-        block_rows: int | str,
         min_sparsity: float,
+        forms: Callable[..., list[Candidate]],
         report: ProgressCallback,
     ) -> None:
         self.root, self.sites, self.policy = root, sites, policy
-        self.allowed, self.block_rows, self.min_sparsity = allowed, block_rows, min_sparsity
-        self.report = report
+        self.min_sparsity, self.forms, self.report = min_sparsity, forms, report
         self.sparsity: dict[Site, float] = {}
         self.candidates: dict[Site, list[Candidate]] = {}
         self.chosen: dict[Site, Candidate] = {}
@@ -188,9 +202,7 @@ class _Run:
                     self.reasons[site] = f"fewer than {self.min_sparsity:.0%} zeros"
                 if enough:
                     site.make_permanent()
-                self.candidates[site] = candidates_for(
-                    site, self.allowed, self.block_rows, self.policy, packed=enough
-                )
+                self.candidates[site] = self.forms(site, packed=enough)
             self.report(done, len(self.sites), f"packing {site.name}")
 
     def choose_unmeasured(self) -> None:

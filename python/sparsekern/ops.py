@@ -37,7 +37,11 @@ _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
 
 
 def csr_linear(
-    x: Tensor, w: CSRTensor, bias: Tensor | None = None, activation: str = "none"
+    x: Tensor,
+    w: CSRTensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    int8_activations: bool = False,
 ) -> Tensor:
     """activation(x W^T + bias).
 
@@ -46,6 +50,10 @@ def csr_linear(
         w: [rows, cols].
         bias: [rows], float32 or the dtype of x.
         activation: none, relu, relu6, gelu, gelu_tanh, silu or hardswish.
+        int8_activations: with int8 values, round each row of x to the nearest multiples of
+            max |row| / 127 and multiply integers, with AVX-512 VNNI or NEON dotprod where the
+            processor has them. A row with a NaN or an infinity answers NaN. Gradients are those
+            of the product without the rounding.
 
     Returns:
         [..., rows] in the dtype of x, contiguous.
@@ -57,7 +65,8 @@ def csr_linear(
     """
     code = _activations.code_of("csr_linear", activation)
     _check_packed("csr_linear", w)
-    return linear(x, w.values, w.structure, w.scale, bias, w._shape[0], code)
+    parts = (w.values, w.structure, w.scale)
+    return linear(x, *parts, bias, w._shape[0], code, int8_activations)
 
 
 def csr_conv2d(
@@ -66,6 +75,7 @@ def csr_conv2d(
     bias: Tensor | None = None,
     stride: int = 1,
     activation: str = "none",
+    int8_activations: bool = False,
 ) -> Tensor:
     """1x1 convolution without padding and groups: activation(conv(x, W) + bias).
 
@@ -76,6 +86,7 @@ def csr_conv2d(
         bias: [rows], float32 or the dtype of x.
         stride: in both directions, 1 or more.
         activation: as in `csr_linear`.
+        int8_activations: as in `csr_linear`, each pixel being a row.
 
     Returns:
         [batch, rows, ceil(height / stride), ceil(width / stride)] in the dtype of x, NCHW.
@@ -85,7 +96,8 @@ def csr_conv2d(
     """
     code = _activations.code_of("csr_conv2d", activation)
     _check_packed("csr_conv2d", w)
-    return conv2d(x, w.values, w.structure, w.scale, bias, w._shape[0], stride, code)
+    parts = (w.values, w.structure, w.scale)
+    return conv2d(x, *parts, bias, w._shape[0], stride, code, int8_activations)
 
 
 def csr_sddmm(grad: Tensor, x: Tensor, w: CSRTensor) -> Tensor:
@@ -118,18 +130,20 @@ def linear(
     bias: Tensor | None,
     rows: int,
     activation: int,
+    int8_activations: bool = False,
 ) -> Tensor:
     """`csr_linear` from the parts of a packed matrix and an activation's code."""
     result: Tensor
+    args = (x, values, structure, scale, bias, rows, activation, int8_activations)
     if torch.compiler.is_compiling():
-        result = _linear(x, values, structure, scale, bias, rows, activation)
+        result = _linear(*args)
         return result
     try:
         if _autograd_would_idle(x, values, scale, bias):
             with _below_autograd():
-                result = _linear(x, values, structure, scale, bias, rows, activation)
+                result = _linear(*args)
         else:
-            result = _linear(x, values, structure, scale, bias, rows, activation)
+            result = _linear(*args)
         return result
     except (AttributeError, RuntimeError) as error:
         raise _explained(error, "csr_linear", x=x, bias=bias) from None
@@ -144,18 +158,20 @@ def conv2d(
     rows: int,
     stride: int,
     activation: int,
+    int8_activations: bool = False,
 ) -> Tensor:
     """`csr_conv2d` from the parts of a packed matrix and an activation's code."""
     result: Tensor
+    args = (x, values, structure, scale, bias, rows, stride, activation, int8_activations)
     if torch.compiler.is_compiling():
-        result = _conv2d(x, values, structure, scale, bias, rows, stride, activation)
+        result = _conv2d(*args)
         return result
     try:
         if _autograd_would_idle(x, values, scale, bias):
             with _below_autograd():
-                result = _conv2d(x, values, structure, scale, bias, rows, stride, activation)
+                result = _conv2d(*args)
         else:
-            result = _conv2d(x, values, structure, scale, bias, rows, stride, activation)
+            result = _conv2d(*args)
         return result
     except (AttributeError, RuntimeError) as error:
         raise _explained(error, "csr_conv2d", x=x, bias=bias) from None
@@ -256,6 +272,13 @@ def check_activation(operator: str, activation: int) -> None:
         raise ValueError(f"{operator}: activation must be in [0, {last}], got {activation}")
 
 
+def check_int8_activations(operator: str, values: Tensor, int8_activations: bool) -> None:
+    """Raise TypeError where x would meet other than int8 values in int8."""
+    if int8_activations and values.dtype != torch.int8:
+        dtype = str(values.dtype).removeprefix("torch.")
+        raise TypeError(f"{operator}: int8_activations needs int8 values, got {dtype}")
+
+
 @register_fake("csr_linear")
 def _csr_linear_fake(
     x: Tensor,
@@ -265,8 +288,10 @@ def _csr_linear_fake(
     bias: Tensor | None,
     rows: int,
     activation: int = 0,
+    int8_activations: bool = False,
 ) -> Tensor:
     check_parts("csr_linear", x, values, structure, scale, bias, rows)
+    check_int8_activations("csr_linear", values, int8_activations)
     check_activation("csr_linear", activation)
     if x.dim() < 1:
         raise ValueError("csr_linear: x must have 1 to 16 dimensions, got 0")
@@ -283,8 +308,10 @@ def _csr_conv2d_fake(
     rows: int,
     stride: int = 1,
     activation: int = 0,
+    int8_activations: bool = False,
 ) -> Tensor:
     check_parts("csr_conv2d", x, values, structure, scale, bias, rows)
+    check_int8_activations("csr_conv2d", values, int8_activations)
     check_activation("csr_conv2d", activation)
     if x.dim() != 4:
         raise ValueError(

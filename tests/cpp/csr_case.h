@@ -176,6 +176,19 @@ inline std::vector<NamedIsa> RunnableIsas() {
   return out;
 }
 
+// The same and those of int8_kernels.inc, each together with what it builds on: for x in int8.
+inline std::vector<NamedIsa> RunnableInt8Isas() {
+  std::vector<NamedIsa> out = RunnableIsas();
+#define SPARSEKERN_CSR_INT8_KERNELS(isa_flag, isa_suffix)           \
+  if ((DetectedIsa() & isa_flag) != 0) {                            \
+    const IsaMask base = DetectedIsa() & (kAvx2 | kAvx512 | kNeon); \
+    out.push_back({#isa_suffix, base | isa_flag});                  \
+  }
+#include "ops/csr_spmm/int8_kernels.inc"
+#undef SPARSEKERN_CSR_INT8_KERNELS
+  return out;
+}
+
 // Names the instances of a parameterized test after their kernel set.
 inline std::string IsaName(const ::testing::TestParamInfo<NamedIsa>& instance) {
   return instance.param.name;

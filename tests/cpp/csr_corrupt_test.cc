@@ -26,6 +26,10 @@ void RunAll(const CsrMatrix& w) {
     linear.x_stride = cols;
     linear.y_stride = rows;
     EXPECT_TRUE(CsrLinear(w, linear, Serial()).ok());
+    if (w.dtype == DType::kI8) {
+      linear.int8_x = true;
+      EXPECT_TRUE(CsrLinear(w, linear, Serial()).ok());
+    }
     std::vector<float> values_grad(static_cast<size_t>(w.structure.value_count()));
     CsrSddmmArgs sddmm;
     sddmm.grad = y.data();
@@ -88,7 +92,7 @@ TEST_P(CsrCorruptTest, RandomTileOffsetsAndHeaders) {
   EXPECT_GT(accepted, 10);
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, CsrCorruptTest, ::testing::ValuesIn(RunnableIsas()), IsaName);
+INSTANTIATE_TEST_SUITE_P(Isas, CsrCorruptTest, ::testing::ValuesIn(RunnableInt8Isas()), IsaName);
 
 }  // namespace
 }  // namespace sparsekern::testing

@@ -11,18 +11,6 @@
 namespace sparsekern::testing {
 namespace {
 
-// Every set that runs here, and those with dot products together with what they build on.
-std::vector<NamedIsa> Int8Isas() {
-  std::vector<NamedIsa> out = RunnableIsas();
-  const IsaMask base = DetectedIsa() & (kAvx2 | kAvx512 | kNeon);
-#define SPARSEKERN_CSR_INT8_KERNELS(isa_flag, isa_suffix) \
-  if ((DetectedIsa() & isa_flag) != 0) out.push_back({#isa_suffix, base | isa_flag});
-#include "ops/csr_spmm/int8_kernels.inc"
-#undef SPARSEKERN_CSR_INT8_KERNELS
-  static_cast<void>(base);
-  return out;
-}
-
 // A row of x as the kernels are to see it; NaN throughout where it is not finite.
 std::vector<double> Quantized(const std::vector<double>& row) {
   float most = 0;
@@ -223,8 +211,8 @@ TEST(CsrInt8ErrorTest, OtherValuesAreRefused) {
   linear.int8_x = true;
   CsrConv2dArgs conv2d;
   conv2d.int8_x = true;
-  for (const Status& status : {CsrLinear(c.Matrix(), linear, Serial()),
-                               CsrConv2d(c.Matrix(), conv2d, Serial())}) {
+  for (const Status& status :
+       {CsrLinear(c.Matrix(), linear, Serial()), CsrConv2d(c.Matrix(), conv2d, Serial())}) {
     EXPECT_EQ(status.code(), StatusCode::kInvalidType);
     EXPECT_NE(status.message().find("int8_activations needs int8 values, got float32"),
               std::string::npos)
@@ -249,7 +237,7 @@ TEST(CsrInt8SelectionTest, ByTheBitOfTheDotProduct) {
   EXPECT_EQ(CsrLinearKernelName(w, 99, kScalar, true), "csr_linear_r2_i8_batch__scalar");
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, CsrInt8Test, ::testing::ValuesIn(Int8Isas()), IsaName);
+INSTANTIATE_TEST_SUITE_P(Isas, CsrInt8Test, ::testing::ValuesIn(RunnableInt8Isas()), IsaName);
 
 }  // namespace
 }  // namespace sparsekern::testing

@@ -75,6 +75,10 @@ void Multiply(const CsrMatrix& w) {
     args.x_stride = cols;
     args.y_stride = rows;
     Require(CsrLinear(w, args, Serial()).ok());
+    if (w.dtype == DType::kI8) {
+      args.int8_x = true;
+      Require(CsrLinear(w, args, Serial()).ok());
+    }
     if (x_rows != 5) continue;
     std::vector<float> values_grad(static_cast<size_t>(w.structure.value_count()));
     CsrSddmmArgs sddmm;
@@ -94,6 +98,10 @@ void MultiplyOnEveryIsa(const CsrMatrix& w) {
   }
 #include "ops/csr_spmm/kernels.inc"
 #undef SPARSEKERN_CSR_KERNELS
+  if (w.dtype == DType::kI8) {  // int8 dot products, where there are any
+    Require(SetActiveIsa(DetectedIsa()).ok());
+    Multiply(w);
+  }
 }
 
 }  // namespace

@@ -47,8 +47,8 @@ struct CsrLinearArgs {
 Status CsrLinear(const CsrMatrix& w, const CsrLinearArgs& args, const ParallelFor& parallel_for);
 
 // 1x1 convolution without padding or groups. x: [batch, w.cols, height, width] and
-// y: [batch, w.rows, ceil(height / stride), ceil(width / stride)], contiguous. int8_x as above, each
-// pixel being a row.
+// y: [batch, w.rows, ceil(height / stride), ceil(width / stride)], contiguous. int8_x as above,
+// each pixel being a row.
 struct CsrConv2dArgs {
   const void* x = nullptr;
   void* y = nullptr;

@@ -31,8 +31,10 @@ struct NeonDot {
     out[2] = quads(vzip1q_s16(high_ab, high_cd));
     out[3] = quads(vzip2q_s16(high_ab, high_cd));
   }
-  static void StoreCodes(const float* x, uint8_t* out) {
-    const auto whole = [&](int i) { return vqmovn_s32(vcvtq_s32_f32(vld1q_f32(x + i))); };
+  static void StoreCodes(const float* x, const float* inverse, uint8_t* out) {
+    const auto whole = [&](int i) {
+      return vqmovn_s32(vcvtnq_s32_f32(vmulq_f32(vld1q_f32(x + i), vld1q_f32(inverse + i))));
+    };
     const int16x8_t low = vcombine_s16(whole(0), whole(4));
     const int16x8_t high = vcombine_s16(whole(8), whole(12));
     vst1q_s8(reinterpret_cast<int8_t*>(out), vcombine_s8(vqmovn_s16(low), vqmovn_s16(high)));
@@ -58,6 +60,6 @@ extern const CsrInt8Kernels kCsrInt8Kernels_arm_neon_dotprod = {
       Int8Tile<NeonDot, 2>},
      {Int8Tile<NeonDot, 4>, Int8Tile<NeonDot, 4>, Int8Tile<NeonDot, 4>, Int8Tile<NeonDot, 4>,
       Int8Tile<NeonDot, 4>}},
-    Int8Numbers};
+    Int8Rescale};
 
 }  // namespace sparsekern

@@ -92,25 +92,29 @@ BatchMode::BatchMode(IsaMask mask, const CsrMatrix& w, bool quantize)
 BatchScratch::BatchScratch(const BatchMode& mode, const CsrMatrix& w, int width)
     : x_floats_(Aligned(XTileFloats(w.structure, width))),
       y_floats_(Aligned(YPanelFloats(w.structure, width))),
-      expanded_floats_(
-          w.dtype != DType::kF32 && mode.dot == nullptr ? Aligned(ExpandedFloats(w)) : 0),
+      expanded_floats_(w.dtype != DType::kF32 && mode.dot == nullptr ? Aligned(ExpandedFloats(w))
+                                                                     : 0),
       code_floats_(mode.dot != nullptr ? Aligned(x_floats_ / 4) : 0),
       memory_(x_floats_ + y_floats_ + expanded_floats_ + code_floats_ +
-              (mode.int8_x ? Aligned(width) : 0)) {
+              (mode.int8_x ? 2 * Aligned(width) : 0)) {
   x = memory_.data();
   if (x == nullptr) return;
   y = x + x_floats_;
   expanded = y + y_floats_;
   codes = reinterpret_cast<uint8_t*>(expanded + expanded_floats_);
   x_scale = expanded + expanded_floats_ + code_floats_;
+  inverse = x_scale + Aligned(width);
 }
 
 void QuantizeX(const BatchMode& mode, const CsrMatrix& w, int width_index,
                const BatchScratch& scratch) {
   const int width = mode.widths()[width_index];
-  mode.kernels.quantize_tile(scratch.x, w.structure.cols, width, scratch.x_scale);
+  const int64_t cols = w.structure.cols;
+  mode.kernels.tile_steps(scratch.x, cols, width, scratch.x_scale, scratch.inverse);
   if (mode.dot != nullptr) {
-    mode.dot->codes[width_index](scratch.x, w.structure.cols * width, scratch.codes);
+    mode.dot->codes[width_index](scratch.x, cols, width, scratch.inverse, scratch.codes);
+  } else {
+    mode.kernels.quantize_tile(scratch.x, cols, width, scratch.inverse);
   }
 }
 
@@ -129,7 +133,7 @@ void BatchPanel(const BatchMode& mode, const CsrMatrix& w, int64_t panel, int wi
       int32_t* sums = reinterpret_cast<int32_t*>(scratch.y);
       mode.dot->batch[Log2(s.block_rows)][width_index](tile, scratch.codes + at, width, sums,
                                                        first);
-      if (last) mode.dot->numbers(sums, rows * width);
+      if (last) mode.dot->rescale(sums, rows, width, scratch.x_scale);
       continue;
     }
     if (w.dtype != DType::kF32 && tile.steps != 0) {
@@ -140,7 +144,7 @@ void BatchPanel(const BatchMode& mode, const CsrMatrix& w, int64_t panel, int wi
     kernels.batch[Log2(s.block_rows)][width_index](tile, scratch.x + at, scratch.y, first,
                                                    last ? output : nullptr);
   }
-  if (mode.int8_x) kernels.rescale(scratch.y, rows, width, scratch.x_scale);
+  if (mode.int8_x && mode.dot == nullptr) kernels.rescale(scratch.y, rows, width, scratch.x_scale);
 }
 
 Status CheckMatrix(const char* op, const CsrMatrix& w, bool int8_x) {

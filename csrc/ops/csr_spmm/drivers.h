@@ -105,6 +105,7 @@ class BatchScratch {
   float* expanded;  // fp32 values of one tile, where the packed ones are not
   uint8_t* codes;   // x in int8, with `dot`
   float* x_scale;   // [width], with int8_x
+  float* inverse;   // [width], with int8_x
 
  private:
   int64_t x_floats_, y_floats_, expanded_floats_, code_floats_;
@@ -145,7 +146,7 @@ struct XTile {
 template <typename Pack, typename Run>
 bool ForEachTile(const BatchMode& mode, const CsrMatrix& w, int64_t x_rows,
                  const ParallelFor& parallel_for, const Pack& pack, const Run& run) {
-  const int(&widths)[kCsrWidths] = mode.widths();
+  const int (&widths)[kCsrWidths] = mode.widths();
   const XTiles tiles(widths, x_rows);
   const int widest = widths[std::max(tiles.width_index(0), tiles.width_index(tiles.count() - 1))];
   std::atomic<bool> failed{false};

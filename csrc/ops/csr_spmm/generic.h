@@ -676,13 +676,18 @@ static float QuantizeRow(float* row, int64_t n) {
 }
 
 template <typename V>
-static void QuantizeTile(float* x, int64_t cols, int width, float* scale) {
+static void TileSteps(const float* x, int64_t cols, int width, float* scale, float* inverse) {
   for (int m = 0; m < width; m += V::kLanes) {
     typename V::Reg most = V::Zero(), odd = V::Zero();
     for (int64_t k = 0; k < cols; ++k) Int8Seen<V>(V::Load(x + k * width + m), &most, &odd);
-    float inverse[V::kLanes];
-    Int8Scales<V>(most, odd, scale + m, inverse);
-    const typename V::Reg by = V::Load(inverse);
+    Int8Scales<V>(most, odd, scale + m, inverse + m);
+  }
+}
+
+template <typename V>
+static void QuantizeTile(float* x, int64_t cols, int width, const float* inverse) {
+  for (int m = 0; m < width; m += V::kLanes) {
+    const typename V::Reg by = V::Load(inverse + m);
     for (int64_t k = 0; k < cols; ++k) {
       float* at = x + k * width + m;
       V::Store(at, V::Round(V::Mul(V::Load(at), by)));
@@ -733,6 +738,7 @@ static constexpr CsrKernels MakeCsrKernels(const char* name, IsaMask isa, int ma
       FinishChannels<V>,
       FinishRow<V>,
       QuantizeRow<V>,
+      TileSteps<V>,
       QuantizeTile<V>,
       Rescale<V>};
 }

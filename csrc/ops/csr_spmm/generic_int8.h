@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of int8 values with x in int8, one scale for each row of x: the loops, over a type Q that
-// the files of processors with a four-element dot product define. Everything is `static`, and Q in
-// an unnamed namespace, for the reason that generic.h gives.
+// Products of int8 values with x in int8, one scale for each row of x: the loops, over a type Q
+// that the files of processors with a four-element dot product define. Everything is `static`, and
+// Q in an unnamed namespace, for the reason that generic.h gives.
 //
 // Q offers: kPixels, the bytes of a register; kLanes = kPixels / 4 sums; kOffset, what a code is
 // above its number (the dot product of x86 takes unsigned x); Reg; Zero, Set1 (32 bits), Load (of
 // kPixels bytes), LoadSums, StoreSums, Add; Interleave(a, b, c, d, out[4]): the codes of four
-// columns side by side for each pixel; Dot(sum, codes, weights); StoreCodes(x, out): kPixels whole
-// numbers to codes, in the order that makes Interleave's four results four runs of kLanes pixels;
-// Quad(a, b, c, d, out): 16 lanes of four steps, side by side for each lane.
+// columns side by side for each pixel; Dot(sum, codes, weights); StoreCodes(x, inverse, out):
+// kPixels codes of round(x * inverse), in the order that makes Interleave's results four runs of
+// kLanes pixels; Quad(a, b, c, d, out): 16 lanes of four steps, side by side for each lane.
 //
 // For four kept weights and 64 pixels AVX-512 takes 4 loads, 8 interleaving shuffles and 4 dot
 // products for 256 multiply-adds; fp32 takes 16 multiply-adds with an x operand each. The shuffles
@@ -108,14 +108,21 @@ static void Int8Tile(const CsrTile& tile, const uint8_t* x, int width, int32_t* 
 }
 
 template <typename Q>
-static void Int8Codes(const float* x, int64_t count, uint8_t* out) {
-  for (int64_t i = 0; i < count; i += Q::kPixels) Q::StoreCodes(x + i, out + i);
+static void Int8Codes(const float* x, int64_t cols, int width, const float* inverse,
+                      uint8_t* codes) {
+  for (int64_t k = 0; k < cols; ++k) {
+    for (int at = 0; at < width; at += Q::kPixels) {
+      Q::StoreCodes(x + k * width + at, inverse + at, codes + k * width + at);
+    }
+  }
 }
 
-static inline void Int8Numbers(int32_t* y, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) {
-    const float number = static_cast<float>(y[i]);
-    std::memcpy(y + i, &number, sizeof number);
+static inline void Int8Rescale(int32_t* y, int64_t rows, int width, const float* scale) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int m = 0; m < width; ++m) {
+      const float scaled = static_cast<float>(y[r * width + m]) * scale[m];
+      std::memcpy(y + r * width + m, &scaled, sizeof scaled);
+    }
   }
 }
 

@@ -86,8 +86,10 @@ using FinishRowFn = void (*)(float* acc, int64_t n, const float* scale, const fl
 // In place: n floats become the nearest multiples of max |row| / 127, as whole numbers in
 // [-127, 127]. Returns that step: NaN where the row holds a NaN or an infinity.
 using QuantizeRowFn = float (*)(float* row, int64_t n);
-// The same for each of the `width` rows of a packed tile x[cols][width]: scale[width].
-using QuantizeTileFn = void (*)(float* x, int64_t cols, int width, float* scale);
+// The steps of each of the `width` rows of a packed tile x[cols][width], and what to multiply by.
+using TileStepsFn = void (*)(const float* x, int64_t cols, int width, float* scale, float* inverse);
+// In place: whole numbers, round(x * inverse).
+using QuantizeTileFn = void (*)(float* x, int64_t cols, int width, const float* inverse);
 // y[rows][width] *= scale[width].
 using RescaleFn = void (*)(float* y, int64_t rows, int width, const float* scale);
 
@@ -115,6 +117,7 @@ struct CsrKernels {
   FinishChannelsFn finish_channels;
   FinishRowFn finish_row;
   QuantizeRowFn quantize_row;
+  TileStepsFn tile_steps;
   QuantizeTileFn quantize_tile;
   RescaleFn rescale;
 };
@@ -127,9 +130,9 @@ struct CsrKernels {
 // The first row of kernels.inc whose ISA is in the mask.
 const CsrKernels& SelectCsrKernels(IsaMask mask);
 
-// Whole numbers of quantize_tile, `count` of them, to one byte each, as the tile kernel of the same
-// width takes them.
-using Int8CodesFn = void (*)(const float* x, int64_t count, uint8_t* codes);
+// round(x * inverse) as one byte each, in the order that the tile kernel of this width takes.
+using Int8CodesFn = void (*)(const float* x, int64_t cols, int width, const float* inverse,
+                             uint8_t* codes);
 // Batch with int8 values and codes[>= kCsrReachableCols][width]; sums in y[groups * R][width]: the
 // first tile of a panel sets them, the others add.
 using Int8TileFn = void (*)(const CsrTile& tile, const uint8_t* codes, int width, int32_t* y,
@@ -140,8 +143,9 @@ struct CsrInt8Kernels {
   const char* isa_name;
   int widths[kCsrWidths];
   Int8CodesFn codes[kCsrWidths];
-  Int8TileFn batch[3][kCsrWidths];          // [log2 R][width]
-  void (*numbers)(int32_t* y, int64_t count);  // in place: sums as floats
+  Int8TileFn batch[3][kCsrWidths];  // [log2 R][width]
+  // In place: sums as floats, times scale[width].
+  void (*rescale)(int32_t* y, int64_t rows, int width, const float* scale);
 };
 
 #define SPARSEKERN_CSR_INT8_KERNELS(isa_flag, isa_suffix) \

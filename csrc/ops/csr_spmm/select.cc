@@ -14,8 +14,7 @@ const char* ShortName(DType dtype) {
   return "unknown";
 }
 
-std::string KernelName(const char* op, const CsrMatrix& w, const char* kind,
-                       const char* isa_name) {
+std::string KernelName(const char* op, const CsrMatrix& w, const char* kind, const char* isa_name) {
   return std::string(op) + "_r" + std::to_string(w.structure.block_rows) + "_" +
          ShortName(w.dtype) + "_" + kind + "__" + isa_name;
 }

@@ -40,8 +40,11 @@ struct Vnni64 {
     out[3] = _mm512_unpackhi_epi16(high_ab, high_cd);
   }
   // Packing works within 128-bit parts too, and so undoes what Interleave does to the order.
-  static void StoreCodes(const float* x, uint8_t* out) {
-    const auto whole = [&](int i) { return _mm512_cvtps_epi32(_mm512_loadu_ps(x + i)); };
+  static void StoreCodes(const float* x, const float* inverse, uint8_t* out) {
+    const auto whole = [&](int i) {
+      return _mm512_cvtps_epi32(
+          _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(inverse + i)));
+    };
     const Reg low = _mm512_packs_epi32(whole(0), whole(16));
     const Reg high = _mm512_packs_epi32(whole(32), whole(48));
     const Reg bytes = _mm512_packs_epi16(low, high);
@@ -73,8 +76,11 @@ struct Vnni32 {
     out[2] = _mm256_unpacklo_epi16(high_ab, high_cd);
     out[3] = _mm256_unpackhi_epi16(high_ab, high_cd);
   }
-  static void StoreCodes(const float* x, uint8_t* out) {
-    const auto whole = [&](int i) { return _mm256_cvtps_epi32(_mm256_loadu_ps(x + i)); };
+  static void StoreCodes(const float* x, const float* inverse, uint8_t* out) {
+    const auto whole = [&](int i) {
+      return _mm256_cvtps_epi32(
+          _mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_loadu_ps(inverse + i)));
+    };
     const Reg low = _mm256_packs_epi32(whole(0), whole(8));
     const Reg high = _mm256_packs_epi32(whole(16), whole(24));
     const Reg bytes = _mm256_packs_epi16(low, high);
@@ -94,11 +100,10 @@ constexpr Int8TileFn kWide = Int8Tile<Vnni64, R>;
 extern const CsrInt8Kernels kCsrInt8Kernels_x86_avx512vnni = {
     "x86_avx512vnni",
     {32, 64, 64, 64, 128},
-    {Int8Codes<Vnni32>, Int8Codes<Vnni64>, Int8Codes<Vnni64>, Int8Codes<Vnni64>,
-     Int8Codes<Vnni64>},
+    {Int8Codes<Vnni32>, Int8Codes<Vnni64>, Int8Codes<Vnni64>, Int8Codes<Vnni64>, Int8Codes<Vnni64>},
     {{kNarrow<1>, kWide<1>, kWide<1>, kWide<1>, kWide<1>},
      {kNarrow<2>, kWide<2>, kWide<2>, kWide<2>, kWide<2>},
      {kNarrow<4>, kWide<4>, kWide<4>, kWide<4>, kWide<4>}},
-    Int8Numbers};
+    Int8Rescale};
 
 }  // namespace sparsekern

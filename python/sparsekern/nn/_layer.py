@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsekern import _activations, _core
+from sparsekern import _activations, _core, ops
 from sparsekern.csr import (
     DTYPE_NAMES,
     CSRTensor,
@@ -42,6 +42,8 @@ class CSRLayer(nn.Module):
         structure: uint8 buffer, the pattern; no conversion of the module's dtype touches it.
         scale: float32 buffer [rows] with int8 values, else None; stays float32 in any conversion.
         bias: Parameter [rows] or None.
+        int8_activations: False; may be set to True where the values are int8: x is then rounded to
+            int8, row by row, and the products are of integers (`sparsekern.csr_linear`).
 
     ``load_state_dict`` takes a state with any pattern of the same shape: the tensors take its
     sizes. It is checked completely before anything of the layer changes.
@@ -53,6 +55,7 @@ class CSRLayer(nn.Module):
     bias: nn.Parameter | None
 
     _CONV = False  # for the name of the kernel
+    _int8_activations = False
 
     def __init__(
         self,
@@ -96,6 +99,17 @@ class CSRLayer(nn.Module):
     @activation.setter
     def activation(self, name: str) -> None:
         self._activation = _activations.code_of(type(self).__name__, name)
+
+    @property
+    def int8_activations(self) -> bool:
+        """Whether x is rounded to int8."""
+        return self._int8_activations
+
+    @int8_activations.setter
+    def int8_activations(self, on: bool) -> None:
+        if on:
+            ops.check_int8_activations(type(self).__name__, self.values, on)
+        self._int8_activations = bool(on)
 
     @property
     def weight(self) -> CSRTensor:
@@ -233,7 +247,11 @@ class CSRLayer(nn.Module):
     def kernel(self, x_rows: int = 1) -> str:
         """Name of the kernel that multiplies `x_rows` rows of x on this machine."""
         return _core.csr_kernel(
-            self.structure.cpu().numpy(), DTYPE_NAMES[self.values.dtype], x_rows, self._CONV
+            self.structure.cpu().numpy(),
+            DTYPE_NAMES[self.values.dtype],
+            x_rows,
+            self._CONV,
+            self._int8_activations,
         )
 
     def _description(self) -> str:
@@ -241,6 +259,8 @@ class CSRLayer(nn.Module):
         text = f"bias={self.bias is not None}"
         if self.activation != "none":
             text += f", activation={self.activation}"
+        if self._int8_activations:
+            text += ", int8_activations=True"
         dtype = str(self.values.dtype).removeprefix("torch.")
         if self.structure.device.type == "meta":
             return f"{text}, dtype={dtype}, device=meta"

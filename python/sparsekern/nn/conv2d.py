@@ -166,6 +166,7 @@ class CSRConv2d(CSRLayer):
             self.out_channels,
             self.stride,
             self._activation,
+            self._int8_activations,
         )
         return y.squeeze(0) if x.dim() == 3 else y
 

@@ -128,6 +128,7 @@ class CSRLinear(CSRLayer):
             self.bias,
             self.out_features,
             self._activation,
+            self._int8_activations,
         )
 
     def dense_module(self) -> nn.Linear:
