@@ -8,7 +8,8 @@ namespace sparsekern {
 namespace {
 
 struct NeonDot {
-  static constexpr int kPixels = 16, kLanes = 4, kOffset = 0;
+  static constexpr int kPixels = 16, kLanes = 4;
+  static constexpr uint32_t kOffset = 0;
   using Reg = int32x4_t;
   static Reg Set1(int32_t v) { return vdupq_n_s32(v); }
   static Reg Load(const uint8_t* p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }

@@ -28,16 +28,13 @@ struct Int8Slice {
   enum : int { kMaxQuads = 64 };  // counts are bytes
   uint32_t index[kMaxQuads][kCsrLanes];
   uint32_t values[kMaxQuads][R][kCsrLanes];
-  int32_t sum[R][kCsrLanes];
+  int32_t excess[R][kCsrLanes];  // what the offset of the codes adds to a sum
 };
 
 template <typename Q, int R>
 static inline void Arrange(const uint8_t* values, const uint8_t* index, int steps,
                            Int8Slice<R>* slice) {
   static constexpr uint8_t kZeros[kCsrLanes] = {};
-  for (int i = 0; i < R; ++i) {
-    for (int l = 0; l < kCsrLanes; ++l) slice->sum[i][l] = 0;
-  }
   for (int j = 0; j < steps; j += 4) {
     const uint8_t* at[4];
     for (int t = 0; t < 4; ++t) at[t] = j + t < steps ? index + (j + t) * kCsrLanes : kZeros;
@@ -45,9 +42,19 @@ static inline void Arrange(const uint8_t* values, const uint8_t* index, int step
     for (int i = 0; i < R; ++i) {
       for (int t = 0; t < 4; ++t) {
         at[t] = j + t < steps ? values + ((j + t) * R + i) * kCsrLanes : kZeros;
-        for (int l = 0; l < kCsrLanes; ++l) slice->sum[i][l] += static_cast<int8_t>(at[t][l]);
       }
       Q::Quad(at[0], at[1], at[2], at[3], slice->values[j / 4][i]);
+    }
+  }
+  for (int i = 0; i < R; ++i) {
+    for (int l = 0; l < kCsrLanes; l += Q::kLanes) {
+      typename Q::Reg sum = Q::Set1(0);
+      for (int q = 0; q < (Q::kOffset != 0 ? (steps + 3) / 4 : 0); ++q) {
+        const int32_t* four = reinterpret_cast<const int32_t*>(slice->values[q][i] + l);
+        sum =
+            Q::Dot(sum, Q::Set1(static_cast<int32_t>(Q::kOffset * 0x01010101u)), Q::LoadSums(four));
+      }
+      Q::StoreSums(slice->excess[i] + l, sum);
     }
   }
 }
@@ -58,7 +65,7 @@ static inline __attribute__((always_inline)) void Int8Sums(const Int8Slice<R>& s
                                                            int quads, const uint8_t* x, int width,
                                                            typename Q::Reg (&sum)[R][4]) {
   for (int i = 0; i < R; ++i) {
-    const typename Q::Reg start = Q::Set1(-Q::kOffset * slice.sum[i][l]);
+    const typename Q::Reg start = Q::Set1(-slice.excess[i][l]);
     for (int p = 0; p < 4; ++p) sum[i][p] = start;
   }
   for (int q = 0; q < quads; ++q) {

@@ -23,7 +23,8 @@ void QuadOf(const uint8_t* a, const uint8_t* b, const uint8_t* c, const uint8_t*
 }
 
 struct Vnni64 {
-  static constexpr int kPixels = 64, kLanes = 16, kOffset = 128;
+  static constexpr int kPixels = 64, kLanes = 16;
+  static constexpr uint32_t kOffset = 128;
   using Reg = __m512i;
   static Reg Set1(int32_t v) { return _mm512_set1_epi32(v); }
   static Reg Load(const uint8_t* p) { return _mm512_loadu_si512(p); }
@@ -54,7 +55,8 @@ struct Vnni64 {
 };
 
 struct Vnni32 {
-  static constexpr int kPixels = 32, kLanes = 8, kOffset = 128;
+  static constexpr int kPixels = 32, kLanes = 8;
+  static constexpr uint32_t kOffset = 128;
   using Reg = __m256i;
   static Reg Set1(int32_t v) { return _mm256_set1_epi32(v); }
   static Reg Load(const uint8_t* p) {
