@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--xnnpack", type=Path)
     args = parser.parse_args()
     flags = ["-std=c++20", f"-I{ROOT}/csrc", f"-I{ROOT}/csrc/include"]
-    source = ROOT / "csrc/ops/csr_spmm/arm_neon.cc"
+    source = ROOT / "csrc/base/simd/arm_neon.cc"
     found = loops(args.compiler, args.objdump, source, flags, r"BatchTile(?:As)?<.*?>(?=\()")
     if args.xnnpack is not None:
         found += xnnpack_loops(args.compiler, args.objdump, args.xnnpack.resolve())

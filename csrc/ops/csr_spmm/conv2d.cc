@@ -31,14 +31,14 @@ void ForEachRun(int64_t begin, int64_t pixels, int64_t per_image, F run) {
 void PackPixels(const CsrKernels& kernels, const CsrStructure& s, const CsrConv2dArgs& a,
                 const Geometry& g, int64_t begin, int64_t pixels, int width, float* out) {
   const size_t element = SizeOf(a.dtype);
-  const ExpandFn expand = kernels.expand[static_cast<int>(a.dtype)];
+  const ExpandFn expand = kernels.tiles.expand[static_cast<int>(a.dtype)];
   const uint8_t* x = static_cast<const uint8_t*>(a.x);
   const int64_t plane = a.height * a.width;
   ForEachRun(begin, pixels, g.out_pixels, [&](int64_t image, int64_t pixel, int64_t at, int64_t n) {
     if (a.stride == 1) {
       const int64_t first = image * s.cols * plane + pixel;
-      kernels.pack_channels[static_cast<int>(a.dtype)](x + static_cast<size_t>(first) * element,
-                                                       plane, s.cols, n, width, out + at);
+      kernels.tiles.pack_channels[static_cast<int>(a.dtype)](
+          x + static_cast<size_t>(first) * element, plane, s.cols, n, width, out + at);
       return;
     }
     for (int64_t k = 0; k < s.cols; ++k) {
@@ -69,7 +69,7 @@ void StorePixels(const CsrKernels& kernels, const CsrStructure& s, const CsrConv
                  const Geometry& g, int64_t panel, int64_t begin, int64_t pixels, int width,
                  const float* y) {
   const size_t element = SizeOf(a.dtype);
-  const NarrowFn narrow = kernels.narrow[static_cast<int>(a.dtype)];
+  const NarrowFn narrow = kernels.tiles.narrow[static_cast<int>(a.dtype)];
   uint8_t* out = static_cast<uint8_t*>(a.y);
   const int64_t first = panel * s.panel_rows();
   const int64_t rows = PanelRows(s, panel);
@@ -117,18 +117,19 @@ Status CsrConv2d(const CsrMatrix& w, const CsrConv2dArgs& args, const ParallelFo
     if (args.dtype == DType::kF32 && !args.int8_x && pixel + tile.rows <= g.out_pixels) {
       // A tile inside one image: the kernel itself puts the channels where they belong.
       const int64_t first = (image * s.rows + panel * s.panel_rows()) * g.out_pixels + pixel;
-      const CsrPanelOutput output{static_cast<float*>(args.y) + first,
-                                  g.out_pixels,
-                                  rows,
-                                  tile.rows,
-                                  scale,
-                                  bias,
-                                  args.epilogue.activation};
+      const PanelOutput output{static_cast<float*>(args.y) + first,
+                               g.out_pixels,
+                               rows,
+                               tile.rows,
+                               scale,
+                               bias,
+                               args.epilogue.activation};
       BatchPanel(mode, w, panel, tile.width_index, scratch, &output);
       return;
     }
     BatchPanel(mode, w, panel, tile.width_index, scratch, nullptr);
-    kernels.finish_channels(scratch.y, rows, tile.width, scale, bias, args.epilogue.activation);
+    kernels.tiles.finish_channels(scratch.y, rows, tile.width, scale, bias,
+                                  args.epilogue.activation);
     StorePixels(kernels, s, args, g, panel, tile.begin, tile.rows, tile.width, scratch.y);
   };
   const bool done = ForEachTile(mode, w, pixels, parallel_for, pack, run);

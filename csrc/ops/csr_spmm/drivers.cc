@@ -25,18 +25,6 @@ int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts) {
   return below < above ? low - 1 : low;
 }
 
-XTiles::XTiles(const int (&widths)[kCsrWidths], int64_t x_rows)
-    : x_rows_(x_rows), width_(widths[kCsrTileWidth]), count_(1), last_(0) {
-  const int64_t most = widths[kCsrWidths - 1];
-  if (x_rows > most) count_ += (x_rows - most + width_ - 1) / width_;
-  const int64_t rest = x_rows - (count_ - 1) * width_;
-  while (widths[last_] < rest) ++last_;
-}
-
-int64_t XTiles::rows(int64_t tile) const {
-  return tile + 1 < count_ ? width_ : x_rows_ - begin(tile);
-}
-
 CsrTile TileAt(const CsrMatrix& w, int64_t t) {
   const CsrStructure& s = w.structure;
   const int64_t first = s.tile_ptr(t);
@@ -58,11 +46,11 @@ int64_t PanelRows(const CsrStructure& s, int64_t panel) {
 }
 
 int64_t XTileFloats(const CsrStructure& s, int width) {
-  return ((s.blocks - 1) * kCsrBlockCols + kCsrReachableCols) * width;
+  return ((s.blocks - 1) * kCsrBlockCols + kReachableCols) * width;
 }
 
 int64_t YPanelFloats(const CsrStructure& s, int width) {
-  return static_cast<int64_t>(kCsrReachableGroups) * s.block_rows * width;
+  return static_cast<int64_t>(kReachableGroups) * s.block_rows * width;
 }
 
 namespace {
@@ -110,16 +98,16 @@ void QuantizeX(const BatchMode& mode, const CsrMatrix& w, int width_index,
                const BatchScratch& scratch) {
   const int width = mode.widths()[width_index];
   const int64_t cols = w.structure.cols;
-  mode.kernels.tile_steps(scratch.x, cols, width, scratch.x_scale, scratch.inverse);
+  mode.kernels.tiles.tile_steps(scratch.x, cols, width, scratch.x_scale, scratch.inverse);
   if (mode.dot != nullptr) {
     mode.dot->codes[width_index](scratch.x, cols, width, scratch.inverse, scratch.codes);
   } else {
-    mode.kernels.quantize_tile(scratch.x, cols, width, scratch.inverse);
+    mode.kernels.tiles.quantize_tile(scratch.x, cols, width, scratch.inverse);
   }
 }
 
 void BatchPanel(const BatchMode& mode, const CsrMatrix& w, int64_t panel, int width_index,
-                const BatchScratch& scratch, const CsrPanelOutput* output) {
+                const BatchScratch& scratch, const PanelOutput* output) {
   const CsrStructure& s = w.structure;
   const CsrKernels& kernels = mode.kernels;
   const int width = mode.widths()[width_index];
@@ -137,14 +125,15 @@ void BatchPanel(const BatchMode& mode, const CsrMatrix& w, int64_t panel, int wi
       continue;
     }
     if (w.dtype != DType::kF32 && tile.steps != 0) {
-      kernels.expand[static_cast<int>(w.dtype)](tile.values, tile.steps * kCsrLanes * s.block_rows,
-                                                scratch.expanded);
+      kernels.tiles.expand[static_cast<int>(w.dtype)](
+          tile.values, tile.steps * kCsrLanes * s.block_rows, scratch.expanded);
       tile.values = scratch.expanded;
     }
-    kernels.batch[Log2(s.block_rows)][width_index](tile, scratch.x + at, scratch.y, first,
-                                                   last ? output : nullptr);
+    kernels.tiles.batch[Log2(s.block_rows)][width_index](tile, scratch.x + at, scratch.y, first,
+                                                         last ? output : nullptr);
   }
-  if (mode.int8_x && mode.dot == nullptr) kernels.rescale(scratch.y, rows, width, scratch.x_scale);
+  if (mode.int8_x && mode.dot == nullptr)
+    kernels.tiles.rescale(scratch.y, rows, width, scratch.x_scale);
 }
 
 Status CheckMatrix(const char* op, const CsrMatrix& w, bool int8_x) {

@@ -6,9 +6,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstdlib>
 #include <string>
 
+#include "base/tiles.h"
 #include "ops/csr_spmm/kernels.h"
 #include "sparsekern/csr_spmm.h"
 
@@ -18,45 +18,9 @@ bool UsesDecode(const CsrKernels& kernels, int64_t x_rows);
 
 constexpr int Log2(int block_rows) { return block_rows == 4 ? 2 : block_rows - 1; }
 
-// Floats, 64-byte aligned, not initialized; null when the memory is not to be had.
-class Scratch {
- public:
-  explicit Scratch(int64_t floats) {
-    const uint64_t bytes = (static_cast<uint64_t>(floats) * sizeof(float) + 63) / 64 * 64;
-    const bool addressable = bytes <= SIZE_MAX / 2;  // on wasm32 a few wide x tiles are not
-    data_ = addressable ? static_cast<float*>(
-                              std::aligned_alloc(64, static_cast<size_t>(bytes == 0 ? 64 : bytes)))
-                        : nullptr;
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  float* data() const { return data_; }
-
- private:
-  float* data_;
-};
-
 // Which thread takes which panels or x tiles. Panels are cut so that each part has about the same
 // number of steps: the tile offsets made at pack time are the table.
 int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts);
-
-// The x rows of a batch call, cut into tiles of one width; the last is the narrowest that covers
-// the rest, perhaps a little wider than the others.
-class XTiles {
- public:
-  XTiles(const int (&widths)[kCsrWidths], int64_t x_rows);
-  int64_t count() const { return count_; }
-  int64_t begin(int64_t tile) const { return tile * width_; }
-  int64_t rows(int64_t tile) const;  // present
-  int width_index(int64_t tile) const { return tile + 1 < count_ ? kCsrTileWidth : last_; }
-
- private:
-  int64_t x_rows_;
-  int64_t width_;
-  int64_t count_;
-  int last_;
-};
 
 // Runs work(panel_begin, panel_end, tile_begin, tile_end) over all panels and x tiles, split over
 // threads by x tiles or by panels, whichever leaves the slowest thread less to do.
@@ -87,7 +51,9 @@ CsrTile TileAt(const CsrMatrix& w, int64_t t);
 // processor has dot products for that (`dot`) or as whole numbers in fp32.
 struct BatchMode {
   BatchMode(IsaMask mask, const CsrMatrix& w, bool int8_x);
-  const int (&widths() const)[kCsrWidths] { return dot != nullptr ? dot->widths : kernels.widths; }
+  const int (&widths() const)[kBatchWidths] {
+    return dot != nullptr ? dot->widths : kernels.tiles.widths;
+  }
 
   const CsrKernels& kernels;
   bool int8_x;
@@ -100,8 +66,8 @@ class BatchScratch {
   BatchScratch(const BatchMode& mode, const CsrMatrix& w, int width);
   bool ok() const { return memory_.data() != nullptr; }
 
-  float* x;         // [>= kCsrReachableCols][width]
-  float* y;         // a panel's sums: [kCsrReachableGroups * R][width]
+  float* x;         // [>= kReachableCols][width]
+  float* y;         // a panel's sums: [kReachableGroups * R][width]
   float* expanded;  // fp32 values of one tile, where the packed ones are not
   uint8_t* codes;   // x in int8, with `dot`
   float* x_scale;   // [width], with int8_x
@@ -115,7 +81,7 @@ class BatchScratch {
 // The product of one panel with the packed x tile: into `output`, finished; without one into
 // scratch.y[panel rows][width], raw. int8 x takes no output.
 void BatchPanel(const BatchMode& mode, const CsrMatrix& w, int64_t panel, int width_index,
-                const BatchScratch& scratch, const CsrPanelOutput* output);
+                const BatchScratch& scratch, const PanelOutput* output);
 
 // Turns the packed tile into what BatchPanel takes with int8 x.
 void QuantizeX(const BatchMode& mode, const CsrMatrix& w, int width_index,
@@ -133,20 +99,12 @@ int64_t PanelRows(const CsrStructure& s, int64_t panel);
 int64_t XTileFloats(const CsrStructure& s, int width);
 int64_t YPanelFloats(const CsrStructure& s, int width);
 
-// Rows `begin`..`begin + rows` of x, as the batch kernels take them: `width` apart.
-struct XTile {
-  int64_t begin;
-  int rows;
-  int width_index;
-  int width;
-};
-
 // The batch path: every x tile is packed once by pack(tile, x) and met with each panel in
 // run(tile, panel, scratch), over all threads. False: no memory for scratch.
 template <typename Pack, typename Run>
 bool ForEachTile(const BatchMode& mode, const CsrMatrix& w, int64_t x_rows,
                  const ParallelFor& parallel_for, const Pack& pack, const Run& run) {
-  const int (&widths)[kCsrWidths] = mode.widths();
+  const int (&widths)[kBatchWidths] = mode.widths();
   const XTiles tiles(widths, x_rows);
   const int widest = widths[std::max(tiles.width_index(0), tiles.width_index(tiles.count() - 1))];
   std::atomic<bool> failed{false};

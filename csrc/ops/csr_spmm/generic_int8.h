@@ -88,7 +88,7 @@ static void Int8Tile(const CsrTile& tile, const uint8_t* x, int width, int32_t* 
   const uint8_t* values = static_cast<const uint8_t*>(tile.values);
   const uint8_t* index = tile.index;
   int64_t left = tile.steps;
-  for (int s = 0; s < tile.panel_groups; s += kCsrLanes) {
+  for (int s = 0; s < tile.groups; s += kCsrLanes) {
     const uint8_t* count = tile.count + s;
     const int steps = count[0] < left ? count[0] : static_cast<int>(left);
     if (steps == 0 && !first) break;  // sorted: nothing kept from here on

@@ -26,8 +26,8 @@ Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs
   float x_scale[kMaxDecodeRows];
   for (int m = 0; m < rows; ++m) {
     float* row = x.data() + m * x_stride;
-    kernels.expand[static_cast<int>(a.dtype)](RowAt(a, m), s.cols, row);
-    if (a.int8_x) x_scale[m] = kernels.quantize_row(row, s.cols);
+    kernels.tiles.expand[static_cast<int>(a.dtype)](RowAt(a, m), s.cols, row);
+    if (a.int8_x) x_scale[m] = kernels.tiles.quantize_row(row, s.cols);
     std::memset(row + s.cols, 0, sizeof(float) * (x_stride - s.cols));
   }
   const CsrDecodeFn product = kernels.decode[static_cast<int>(w.dtype)][Log2(s.block_rows)];
@@ -56,10 +56,10 @@ Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs
         if (a.int8_x) {
           for (int64_t i = 0; i < n; ++i) row[i] *= x_scale[m];
         }
-        kernels.finish_row(row, n, w.scale != nullptr ? w.scale + first : nullptr,
-                           a.epilogue.bias != nullptr ? a.epilogue.bias + first : nullptr,
-                           a.epilogue.activation);
-        kernels.narrow[static_cast<int>(a.dtype)](row, n, OutAt(a, m, first));
+        kernels.tiles.finish_row(row, n, w.scale != nullptr ? w.scale + first : nullptr,
+                                 a.epilogue.bias != nullptr ? a.epilogue.bias + first : nullptr,
+                                 a.epilogue.activation);
+        kernels.tiles.narrow[static_cast<int>(a.dtype)](row, n, OutAt(a, m, first));
       }
     }
   });
@@ -74,8 +74,8 @@ Status Batch(const BatchMode& mode, const CsrMatrix& w, const CsrLinearArgs& a,
   const bool done = ForEachTile(
       mode, w, a.x_rows, parallel_for,
       [&](const XTile& tile, float* x) {
-        kernels.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, s.cols, tile.width,
-                                 x);
+        kernels.tiles.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, s.cols,
+                                       tile.width, x);
       },
       [&](const XTile& tile, int64_t panel, const BatchScratch& scratch) {
         BatchPanel(mode, w, panel, tile.width_index, scratch, nullptr);
@@ -83,12 +83,13 @@ Status Batch(const BatchMode& mode, const CsrMatrix& w, const CsrLinearArgs& a,
         const float* scale = PanelPart(w.scale, s, panel);
         const float* bias = PanelPart(a.epilogue.bias, s, panel);
         if (!IsClamp(a.epilogue.activation)) {
-          kernels.finish_channels(scratch.y, rows, tile.width, scale, bias, a.epilogue.activation);
+          kernels.tiles.finish_channels(scratch.y, rows, tile.width, scale, bias,
+                                        a.epilogue.activation);
           scale = bias = nullptr;
         }
-        kernels.store_rows[dtype](scratch.y, tile.width, tile.rows, rows, scale, bias,
-                                  ClampOf(a.epilogue.activation),
-                                  OutAt(a, tile.begin, panel * s.panel_rows()), a.y_stride);
+        kernels.tiles.store_rows[dtype](scratch.y, tile.width, tile.rows, rows, scale, bias,
+                                        ClampOf(a.epilogue.activation),
+                                        OutAt(a, tile.begin, panel * s.panel_rows()), a.y_stride);
       });
   return done ? Status::Ok() : OutOfScratch("csr_linear");
 }

@@ -25,7 +25,7 @@ Status CsrSddmm(const CsrStructure& s, const CsrSddmmArgs& a, const ParallelFor&
   if (s.steps == 0) return Status::Ok();  // nothing kept: values_grad is empty and may be null
   const size_t element = SizeOf(a.dtype);
   std::memset(a.values_grad, 0, sizeof(float) * static_cast<size_t>(s.value_count()));
-  const PackRowsFn pack = kernels.pack_rows[static_cast<int>(a.dtype)];
+  const PackRowsFn pack = kernels.tiles.pack_rows[static_cast<int>(a.dtype)];
   const CsrSddmmFn product = kernels.sddmm[Log2(s.block_rows)];
   CsrMatrix w;
   w.structure = s;

@@ -22,7 +22,7 @@ std::string KernelName(const char* op, const CsrMatrix& w, const char* kind, con
 std::string BatchName(const char* op, const CsrMatrix& w, IsaMask mask, bool int8_x) {
   const BatchMode mode(mask, w, int8_x);
   if (mode.dot != nullptr) return KernelName(op, w, "dot", mode.dot->isa_name);
-  return KernelName(op, w, "batch", mode.kernels.isa_name);
+  return KernelName(op, w, "batch", mode.kernels.tiles.isa_name);
 }
 
 }  // namespace
@@ -50,7 +50,8 @@ bool UsesDecode(const CsrKernels& kernels, int64_t x_rows) {
 
 std::string CsrLinearKernelName(const CsrMatrix& w, int64_t x_rows, IsaMask mask, bool int8_x) {
   const CsrKernels& kernels = SelectCsrKernels(mask);
-  if (UsesDecode(kernels, x_rows)) return KernelName("csr_linear", w, "decode", kernels.isa_name);
+  if (UsesDecode(kernels, x_rows))
+    return KernelName("csr_linear", w, "decode", kernels.tiles.isa_name);
   return BatchName("csr_linear", w, mask, int8_x);
 }
 

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/simd/make_tile_kernels.h"
+#include "base/simd/vector_scalar.h"
+
+namespace sparsekern {
+
+extern const TileKernels kTileKernels_scalar =
+    MakeTileKernels<Scalar, 1, 4, 8, 16, 20>("scalar", kScalar);
+
+}  // namespace sparsekern

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "base/simd/make_tile_kernels.h"
+#include "base/simd/vector_x86_avx2.h"
+
+namespace sparsekern {
+
+extern const TileKernels kTileKernels_x86_avx2 =
+    MakeTileKernels<Avx2, 1, 2, 4, 8, 10>("x86_avx2", kAvx2);
+
+}  // namespace sparsekern
