@@ -7,6 +7,7 @@
 #include <string>
 #include <utility>
 
+#include "bind/torch_args.h"
 #include "bind/torch_errors.h"
 #include "bind/torch_parallel.h"
 #include "bind/torch_tensor.h"
@@ -15,42 +16,8 @@
 namespace sparsekern::bind {
 namespace {
 
-using MaybeTensor = std::optional<Tensor>;
-
-[[noreturn]] void Fail(Status status) {
-  ThrowIfError(status);
-  throw std::logic_error("sparsekern: failure without a message");
-}
-
-void CheckCpu(const char* op, const char* argument, const Tensor& t) {
-  if (!t.is_cpu()) {
-    Fail(Status::InvalidValue(std::string(op) + ": " + argument + " must be on the CPU like x"));
-  }
-}
-
-void CheckVector(const char* op, const char* argument, const Tensor& t, int64_t n) {
-  CheckCpu(op, argument, t);
-  if (t.dim() != 1 || t.size(0) != n || !t.is_contiguous()) {
-    Fail(Status::InvalidValue(std::string(op) + ": " + argument + " must be contiguous with " +
-                              std::to_string(n) + " elements, got " + std::to_string(t.numel())));
-  }
-}
-
-DType FloatType(const char* op, const char* argument, const Tensor& t) {
-  DType dtype = DType::kI8;
-  if (!DTypeOf(t.scalar_type(), &dtype) || dtype == DType::kI8) {
-    Fail(Status::InvalidType(std::string(op) + ": " + argument +
-                             " must be float32, bfloat16 or float16"));
-  }
-  return dtype;
-}
-
 CsrStructure Structure(const char* op, const Tensor& structure) {
-  CheckCpu(op, "structure", structure);
-  if (structure.scalar_type() != ScalarType::Byte || structure.dim() != 1 ||
-      !structure.is_contiguous()) {
-    Fail(Status::InvalidType(std::string(op) + ": structure must be a contiguous uint8 vector"));
-  }
+  CheckStructure(op, structure);
   CsrStructure parsed;
   ThrowIfError(ParseCsrStructure(structure.const_data_ptr(), static_cast<size_t>(structure.numel()),
                                  op, &parsed));
@@ -65,45 +32,8 @@ CsrMatrix Matrix(const char* op, const Tensor& values, const Tensor& structure,
     Fail(Status::InvalidValue(std::string(op) + ": rows must equal the structure's (" +
                               std::to_string(w.structure.rows) + "), got " + std::to_string(rows)));
   }
-  CheckVector(op, "values", values, w.structure.value_count());
-  if (!DTypeOf(values.scalar_type(), &w.dtype)) {
-    Fail(Status::InvalidType(std::string(op) +
-                             ": values must be float32, bfloat16, float16 or int8"));
-  }
-  w.values = values.const_data_ptr();
-  if (scale.has_value()) {
-    CheckVector(op, "scale", *scale, rows);
-    if (scale->scalar_type() != ScalarType::Float) {
-      Fail(Status::InvalidType(std::string(op) + ": scale must be float32"));
-    }
-    w.scale = static_cast<const float*>(scale->const_data_ptr());
-  }
+  SetValues(op, values, scale, w.structure.value_count(), rows, &w);
   return w;
-}
-
-Activation ActivationOf(const char* op, int64_t code) {
-  if (code < 0 || code > 6) {
-    Fail(Status::InvalidValue(std::string(op) + ": activation must be in [0, 6], got " +
-                              std::to_string(code)));
-  }
-  return static_cast<Activation>(code);
-}
-
-// A bias as contiguous fp32. `keep` owns the copy when one had to be made.
-const float* Bias(const char* op, const MaybeTensor& bias, int64_t rows,
-                  std::optional<Tensor>* keep) {
-  if (!bias.has_value()) return nullptr;
-  CheckCpu(op, "bias", *bias);
-  if (bias->dim() != 1 || bias->size(0) != rows) {
-    Fail(Status::InvalidValue(std::string(op) + ": bias must have rows (" + std::to_string(rows) +
-                              ") elements, got " + std::to_string(bias->numel())));
-  }
-  FloatType(op, "bias", *bias);
-  if (bias->scalar_type() == ScalarType::Float && bias->is_contiguous()) {
-    return static_cast<const float*>(bias->const_data_ptr());
-  }
-  *keep = torch::stable::contiguous(torch::stable::to(*bias, ScalarType::Float));
-  return static_cast<const float*>((*keep)->const_data_ptr());
 }
 
 Tensor CsrLinearOp(const Tensor& x, const Tensor& values, const Tensor& structure,
@@ -112,37 +42,11 @@ Tensor CsrLinearOp(const Tensor& x, const Tensor& values, const Tensor& structur
   constexpr const char* kOp = "csr_linear";
   CheckCpu(kOp, "x", x);
   const CsrMatrix w = Matrix(kOp, values, structure, scale, rows);
-  const int64_t dims = x.dim();
-  if (dims < 1 || dims > kMaxDims) {
-    Fail(Status::InvalidValue("csr_linear: x must have 1 to 16 dimensions, got " +
-                              std::to_string(dims)));
-  }
-  if (x.size(dims - 1) != w.structure.cols) {
-    Fail(Status::InvalidValue("csr_linear: x.shape[-1] must equal in_features (" +
-                              std::to_string(w.structure.cols) + "), got " +
-                              std::to_string(x.size(dims - 1))));
-  }
   CsrLinearArgs args;
-  args.dtype = FloatType(kOp, "x", x);
-  args.epilogue.activation = ActivationOf(kOp, activation);
   args.int8_x = int8_activations;
-  std::optional<Tensor> bias_copy;
-  args.epilogue.bias = Bias(kOp, bias, rows, &bias_copy);
-  int64_t sizes[kMaxDims];
-  args.x_rows = 1;
-  for (int64_t d = 0; d + 1 < dims; ++d) args.x_rows *= sizes[d] = x.size(d);
-  sizes[dims - 1] = rows;
-  // A matrix of rows with a stride between them is taken as it is; anything else is made
-  // contiguous.
-  const bool strided = dims == 2 && x.stride(1) == 1 && x.stride(0) >= w.structure.cols;
-  const Tensor rows_of_x = strided || x.is_contiguous() ? x : torch::stable::contiguous(x);
-  args.x_stride = strided ? x.stride(0) : w.structure.cols;
-  args.x = rows_of_x.const_data_ptr();
-  Tensor y = Empty(sizes, dims, args.dtype);
-  args.y = y.mutable_data_ptr();
-  args.y_stride = rows;
+  const LinearCall call(kOp, x, bias, rows, w.structure.cols, activation, &args);
   ThrowIfError(CsrLinear(w, args, TorchParallelFor()));
-  return y;
+  return call.y;
 }
 
 Tensor CsrConv2dOp(const Tensor& x, const Tensor& values, const Tensor& structure,

@@ -50,8 +50,8 @@ Activation ActivationOf(uint32_t number) {
   return static_cast<Activation>(static_cast<uint8_t>(number < 255 ? number : 255));
 }
 
-sparsekern::CsrEpilogue Epilogue(const float* bias, uint32_t activation) {
-  sparsekern::CsrEpilogue epilogue;
+sparsekern::Epilogue EpilogueOf(const float* bias, uint32_t activation) {
+  sparsekern::Epilogue epilogue;
   epilogue.bias = bias;
   epilogue.activation = ActivationOf(activation);
   return epilogue;
@@ -183,7 +183,7 @@ int32_t sk_csr_linear(const CsrMatrix* matrix, const void* x, void* y, uint32_t 
   args.x_rows = x_rows;
   args.x_stride = x_stride;
   args.y_stride = y_stride;
-  args.epilogue = Epilogue(bias, activation);
+  args.epilogue = EpilogueOf(bias, activation);
   return Report(sparsekern::CsrLinear(*matrix, args, sparsekern::Serial()));
 }
 
@@ -201,7 +201,7 @@ int32_t sk_csr_conv2d(const CsrMatrix* matrix, const void* x, void* y, uint32_t 
   args.height = height;
   args.width = width;
   args.stride = stride;
-  args.epilogue = Epilogue(bias, activation);
+  args.epilogue = EpilogueOf(bias, activation);
   return Report(sparsekern::CsrConv2d(*matrix, args, sparsekern::Serial()));
 }
 

@@ -9,6 +9,7 @@ so gradients of gradients work. All of it is deterministic.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -111,12 +112,12 @@ def _csr_conv2d_transposed_fake(
 # --- csr_linear and csr_conv2d --------------------------------------------------------------------
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keep what backward needs and nothing else: x, often the largest, only where it is used."""
     x, values, structure, scale, bias, rows, *rest, _ = inputs  # the last: int8_activations
     if scale is not None and scale.requires_grad:
         raise NotImplementedError(
-            "csr: gradients exist for x, bias and floating-point values, got a scale that "
+            "gradients exist for x, bias and floating-point values, got a scale that "
             "requires one"
         )
     activation = ACTIVATIONS[rest[-1]]
@@ -129,22 +130,30 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.activation = rest[-1]
 
 
-def _csr_linear_backward(ctx: Any, grad: Tensor) -> _Grads:
-    x, values, structure, scale, bias, result = ctx.saved_tensors
-    activation: Activation = ACTIVATIONS[ctx.activation]
-    if not activation.saves_result:
-        result = _ops.csr_linear(x, values, structure, scale, bias, ctx.rows)
-    grad = activation.gradient(grad, result)
-    grad_x = grad_values = grad_bias = None
-    cols = ctx.shape[-1]
-    if ctx.needs_input_grad[0]:
-        grad_x = _ops.csr_linear_transposed(grad, values, structure, scale, cols)
-    if ctx.needs_input_grad[1]:
-        flat, x_rows = grad.reshape(-1, ctx.rows), x.reshape(-1, cols)
-        grad_values = _ops.csr_sddmm(flat, x_rows, structure, values.numel()).to(values.dtype)
-    if bias is not None and ctx.needs_input_grad[4]:
-        grad_bias = grad.reshape(-1, ctx.rows).sum(0, dtype=torch.float32).to(bias.dtype)
-    return grad_x, grad_values, None, None, grad_bias, None, None, None
+def linear_backward(family: str, inputs: int) -> Callable[[Any, Tensor], _Grads]:
+    """Backward of ``<family>_linear``, an operator of so many inputs, by the family's products."""
+    product, transposed_product, sddmm = (
+        getattr(_ops, f"{family}_{name}") for name in ("linear", "linear_transposed", "sddmm")
+    )
+
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        x, values, structure, scale, bias, result = ctx.saved_tensors
+        activation: Activation = ACTIVATIONS[ctx.activation]
+        if not activation.saves_result:
+            result = product(x, values, structure, scale, bias, ctx.rows)
+        grad = activation.gradient(grad, result)
+        grads: list[Tensor | None] = [None] * inputs
+        cols = ctx.shape[-1]
+        if ctx.needs_input_grad[0]:
+            grads[0] = transposed_product(grad, values, structure, scale, cols)
+        if ctx.needs_input_grad[1]:
+            flat, x_rows = grad.reshape(-1, ctx.rows), x.reshape(-1, cols)
+            grads[1] = sddmm(flat, x_rows, structure, values.numel()).to(values.dtype)
+        if bias is not None and ctx.needs_input_grad[4]:
+            grads[4] = grad.reshape(-1, ctx.rows).sum(0, dtype=torch.float32).to(bias.dtype)
+        return tuple(grads)
+
+    return backward
 
 
 def _upsampled(small: Tensor, height: int, width: int, stride: int) -> Tensor:
@@ -187,23 +196,29 @@ def _csr_conv2d_backward(ctx: Any, grad: Tensor) -> _Grads:
 # --- gradients of gradients -----------------------------------------------------------------------
 
 
-def _save_transposed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def save_transposed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, structure, scale, _ = inputs
     ctx.save_for_backward(x if values.requires_grad else None, values, structure, scale)
     ctx.x_shape = x.shape
 
 
-def _csr_linear_transposed_backward(ctx: Any, grad: Tensor) -> _Grads:
-    x, values, structure, scale = ctx.saved_tensors
-    rows = ctx.x_shape[-1]
-    grad_x = grad_values = None
-    if ctx.needs_input_grad[0]:
-        grad_x = _ops.csr_linear(grad, values, structure, scale, None, rows)
-    if ctx.needs_input_grad[1]:
-        flat = grad.reshape(-1, grad.shape[-1])
-        grad_values = _ops.csr_sddmm(x.reshape(-1, rows), flat, structure, values.numel())
-        grad_values = grad_values.to(values.dtype)
-    return grad_x, grad_values, None, None, None
+def linear_transposed_backward(family: str) -> Callable[[Any, Tensor], _Grads]:
+    """Backward of ``<family>_linear_transposed``."""
+    product, sddmm = (getattr(_ops, f"{family}_{name}") for name in ("linear", "sddmm"))
+
+    def backward(ctx: Any, grad: Tensor) -> _Grads:
+        x, values, structure, scale = ctx.saved_tensors
+        rows = ctx.x_shape[-1]
+        grad_x = grad_values = None
+        if ctx.needs_input_grad[0]:
+            grad_x = product(grad, values, structure, scale, None, rows)
+        if ctx.needs_input_grad[1]:
+            flat = grad.reshape(-1, grad.shape[-1])
+            grad_values = sddmm(x.reshape(-1, rows), flat, structure, values.numel())
+            grad_values = grad_values.to(values.dtype)
+        return grad_x, grad_values, None, None, None
+
+    return backward
 
 
 def _csr_conv2d_transposed_backward(ctx: Any, grad: Tensor) -> _Grads:
@@ -238,10 +253,10 @@ def _csr_sddmm_backward(ctx: Any, grad_values: Tensor) -> _Grads:
 
 
 for _name, _backward, _setup in (
-    ("csr_linear", _csr_linear_backward, _save),
-    ("csr_conv2d", _csr_conv2d_backward, _save),
-    ("csr_linear_transposed", _csr_linear_transposed_backward, _save_transposed),
-    ("csr_conv2d_transposed", _csr_conv2d_transposed_backward, _save_transposed),
+    ("csr_linear", linear_backward("csr", 8), save),
+    ("csr_conv2d", _csr_conv2d_backward, save),
+    ("csr_linear_transposed", linear_transposed_backward("csr"), save_transposed),
+    ("csr_conv2d_transposed", _csr_conv2d_transposed_backward, save_transposed),
     ("csr_sddmm", _csr_sddmm_backward, _save_sddmm),
 ):
     torch.library.register_autograd(f"sparsekern::{_name}", _backward, setup_context=_setup)

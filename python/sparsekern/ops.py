@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions over the operators ``torch.ops.sparsekern.*``, and the operators' fake kernels.
 
-The functions take a `CSRTensor` and names; the operators take its parts and codes, and are what
+The functions take a `CSRTensor` or `NMTensor` and names; the operators take its parts and codes, and are what
 ``torch.compile`` and ``torch.export`` see. Both are differentiable (`sparsekern.autograd`).
 
-A pruned weight contributes nothing, whatever x holds there, infinities and NaN too; a kept weight,
+With csr, a pruned weight contributes nothing, whatever x holds there, infinities and NaN too; a kept weight,
 an explicit zero too, multiplies as IEEE 754 says. Sums are in float32.
 """
 
@@ -20,8 +20,9 @@ from torch.autograd import forward_ad
 from sparsekern import _activations
 from sparsekern._library import translated
 from sparsekern.csr import CSRTensor
+from sparsekern.nm import NMTensor
 
-__all__ = ["csr_conv2d", "csr_linear", "csr_sddmm"]
+__all__ = ["csr_conv2d", "csr_linear", "csr_sddmm", "nm_linear"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,6 +32,7 @@ _linear = torch.ops.sparsekern.csr_linear.default
 _conv2d = torch.ops.sparsekern.csr_conv2d.default
 _unpack_dual: Any = forward_ad.unpack_dual
 _sddmm = torch.ops.sparsekern.csr_sddmm.default
+_nm = torch.ops.sparsekern.nm_linear.default
 # With no gradient to record, the kernel registered for autograd, which is Python, would only cost
 # time: this guard goes past it, and past nothing else (modes, functorch and fake tensors remain).
 _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
@@ -64,7 +66,7 @@ def csr_linear(
         NotImplementedError: an activation or device that has no kernel.
     """
     code = _activations.code_of("csr_linear", activation)
-    _check_packed("csr_linear", w)
+    _check_packed("csr_linear", w, CSRTensor)
     parts = (w.values, w.structure, w.scale)
     return linear(x, *parts, bias, w._shape[0], code, int8_activations)
 
@@ -95,7 +97,7 @@ def csr_conv2d(
         TypeError, ValueError, NotImplementedError: as `csr_linear`.
     """
     code = _activations.code_of("csr_conv2d", activation)
-    _check_packed("csr_conv2d", w)
+    _check_packed("csr_conv2d", w, CSRTensor)
     parts = (w.values, w.structure, w.scale)
     return conv2d(x, *parts, bias, w._shape[0], stride, code, int8_activations)
 
@@ -114,12 +116,49 @@ def csr_sddmm(grad: Tensor, x: Tensor, w: CSRTensor) -> Tensor:
     Raises:
         TypeError, ValueError: as `csr_linear`.
     """
-    _check_packed("csr_sddmm", w)
+    _check_packed("csr_sddmm", w, CSRTensor)
     try:
         result: Tensor = _sddmm(grad, x, w.structure, w.values.numel())
         return result
     except RuntimeError as error:
         raise _explained(error, "csr_sddmm", grad=grad, x=x) from None
+
+
+def nm_linear(
+    x: Tensor, w: NMTensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """activation(x W^T + bias) with an N:M matrix.
+
+    Every stored weight takes part, a zero that fills up a group too: 0 times infinity is NaN.
+
+    Args:
+        x: [..., cols], float32, bfloat16 or float16; any leading dimensions and strides.
+        w: [rows, cols].
+        bias: [rows], float32 or the dtype of x.
+        activation: none, relu, relu6, gelu, gelu_tanh, silu or hardswish.
+
+    Returns:
+        [..., rows] in the dtype of x, contiguous.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `csr_linear`.
+    """
+    code = _activations.code_of("nm_linear", activation)
+    _check_packed("nm_linear", w, NMTensor)
+    return linear_nm(x, w.values, w.structure, w.scale, bias, w.shape[0], code)
+
+
+def linear_nm(
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    activation: int,
+) -> Tensor:
+    """`nm_linear` from the parts of a packed matrix and an activation's code."""
+    return _called("nm_linear", _nm, x, values, structure, scale, bias, rows, activation)
 
 
 def linear(
@@ -133,20 +172,8 @@ def linear(
     int8_activations: bool = False,
 ) -> Tensor:
     """`csr_linear` from the parts of a packed matrix and an activation's code."""
-    result: Tensor
-    args = (x, values, structure, scale, bias, rows, activation, int8_activations)
-    if torch.compiler.is_compiling():
-        result = _linear(*args)
-        return result
-    try:
-        if _autograd_would_idle(x, values, scale, bias):
-            with _below_autograd():
-                result = _linear(*args)
-        else:
-            result = _linear(*args)
-        return result
-    except (AttributeError, RuntimeError) as error:
-        raise _explained(error, "csr_linear", x=x, bias=bias) from None
+    arguments = (x, values, structure, scale, bias, rows, activation, int8_activations)
+    return _called("csr_linear", _linear, *arguments)
 
 
 def conv2d(
@@ -161,20 +188,34 @@ def conv2d(
     int8_activations: bool = False,
 ) -> Tensor:
     """`csr_conv2d` from the parts of a packed matrix and an activation's code."""
+    arguments = (x, values, structure, scale, bias, rows, stride, activation, int8_activations)
+    return _called("csr_conv2d", _conv2d, *arguments)
+
+
+def _called(
+    operator: str,
+    op: Callable[..., Any],
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    *rest: object,
+) -> Tensor:
+    """Call an operator, past Python where no gradient is recorded; its errors in Python's words."""
     result: Tensor
-    args = (x, values, structure, scale, bias, rows, stride, activation, int8_activations)
     if torch.compiler.is_compiling():
-        result = _conv2d(*args)
+        result = op(x, values, structure, scale, bias, *rest)
         return result
     try:
         if _autograd_would_idle(x, values, scale, bias):
             with _below_autograd():
-                result = _conv2d(*args)
+                result = op(x, values, structure, scale, bias, *rest)
         else:
-            result = _conv2d(*args)
+            result = op(x, values, structure, scale, bias, *rest)
         return result
     except (AttributeError, RuntimeError) as error:
-        raise _explained(error, "csr_conv2d", x=x, bias=bias) from None
+        raise _explained(error, operator, x=x, bias=bias) from None
 
 
 def _autograd_would_idle(
@@ -213,9 +254,9 @@ def _explained(error: Exception, operator: str, **arguments: object) -> Exceptio
     return translated(error) if isinstance(error, RuntimeError) else error
 
 
-def _check_packed(operator: str, w: object) -> None:
-    if not isinstance(w, CSRTensor):
-        raise TypeError(f"{operator}: w must be a CSRTensor, got {type(w).__name__}")
+def _check_packed(operator: str, w: object, kind: type) -> None:
+    if not isinstance(w, kind):
+        raise TypeError(f"{operator}: w must be a {kind.__name__}, got {type(w).__name__}")
 
 
 # --- fake kernels: shapes and dtypes without data ------------------------------------------------
@@ -295,6 +336,23 @@ def _csr_linear_fake(
     check_activation("csr_linear", activation)
     if x.dim() < 1:
         raise ValueError("csr_linear: x must have 1 to 16 dimensions, got 0")
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+@register_fake("nm_linear")
+def _nm_linear_fake(
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    activation: int = 0,
+) -> Tensor:
+    check_parts("nm_linear", x, values, structure, scale, bias, rows)
+    check_activation("nm_linear", activation)
+    if x.dim() < 1:
+        raise ValueError("nm_linear: x must have 1 to 16 dimensions, got 0")
     return x.new_empty((*x.shape[:-1], rows))
 
 

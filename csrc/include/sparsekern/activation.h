@@ -16,6 +16,13 @@ enum class Activation : uint8_t {
   kHardswish = 6,
 };
 
+// What follows a product: y = activation(product * scale + bias), scale being the weight's own.
+// bias: [rows], f32, or nullptr.
+struct Epilogue {
+  const float* bias = nullptr;
+  Activation activation = Activation::kNone;
+};
+
 static constexpr bool IsValid(Activation a) { return static_cast<uint8_t>(a) <= 6; }
 
 }  // namespace sparsekern

@@ -21,12 +21,6 @@ struct CsrMatrix {
   const float* scale = nullptr;
 };
 
-// What follows the product: y = activation(product * scale + bias). bias: [rows], f32, or nullptr.
-struct CsrEpilogue {
-  const float* bias = nullptr;
-  Activation activation = Activation::kNone;
-};
-
 // y[m, n] = activation(sum_k x[m, k] * w[n, k] + bias[n]), accumulated in fp32.
 // x: x_rows x w.cols, rows x_stride elements apart; y: x_rows x w.rows, rows y_stride apart; both
 // of dtype kF32, kBF16 or kF16. A weight that is not kept contributes nothing, whatever x holds.
@@ -41,7 +35,7 @@ struct CsrLinearArgs {
   int64_t x_rows = 0;
   int64_t x_stride = 0;
   int64_t y_stride = 0;
-  CsrEpilogue epilogue;
+  Epilogue epilogue;
   bool int8_x = false;
 };
 Status CsrLinear(const CsrMatrix& w, const CsrLinearArgs& args, const ParallelFor& parallel_for);
@@ -57,7 +51,7 @@ struct CsrConv2dArgs {
   int64_t height = 0;
   int64_t width = 0;
   int64_t stride = 1;
-  CsrEpilogue epilogue;
+  Epilogue epilogue;
   bool int8_x = false;
 };
 Status CsrConv2d(const CsrMatrix& w, const CsrConv2dArgs& args, const ParallelFor& parallel_for);

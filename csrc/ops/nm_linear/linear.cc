@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0
+// y = activation(x W^T + bias) for an N:M matrix W: the decode kernel for a few rows of x, the tile
+// kernels for more.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "base/tiles.h"
+#include "ops/nm_linear/kernels.h"
+#include "sparsekern/nm_linear.h"
+
+namespace sparsekern {
+namespace {
+
+// Columns that a batch step takes at once: with 64 rows of x 32 KB, which the first-level cache
+// holds.
+constexpr int kBlockCols = 128;
+// Panels that meet one x block before the next: their sums (128 rows times 64) are 32 KB.
+constexpr int kGroupPanels = 8;
+constexpr int kGroupRows = kGroupPanels * kNmLanes;
+constexpr int kMaxBlockSteps = kBlockCols / 32 * 31;  // 31:32 keeps most
+
+const char* ShortName(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return "f32";
+    case DType::kBF16: return "bf16";
+    case DType::kF16: return "f16";
+    case DType::kI8: return "i8";
+  }
+  return "unknown";
+}
+
+Status OutOfScratch() { return Status::OutOfMemory("nm_linear: no memory for scratch buffers"); }
+
+const uint8_t* RowAt(const NmLinearArgs& a, int64_t m) {
+  return static_cast<const uint8_t*>(a.x) + static_cast<size_t>(m) * a.x_stride * SizeOf(a.dtype);
+}
+uint8_t* OutAt(const NmLinearArgs& a, int64_t m, int64_t n) {
+  return static_cast<uint8_t*>(a.y) + (static_cast<size_t>(m) * a.y_stride + n) * SizeOf(a.dtype);
+}
+
+NmPanel PanelAt(const NmMatrix& w, int64_t panel) {
+  const NmStructure& s = w.structure;
+  const int64_t values = panel * s.steps * kNmLanes;
+  return NmPanel{
+      static_cast<const uint8_t*>(w.values) + static_cast<size_t>(values) * SizeOf(w.dtype),
+      s.index + static_cast<size_t>(panel * s.words * kNmLanes) * 4, s.steps, s.steps_per_window()};
+}
+
+int64_t PaddedCols(const NmStructure& s) {
+  return (s.cols + kBlockCols - 1) / kBlockCols * kBlockCols;
+}
+
+Status Decode(const NmKernels& kernels, const NmMatrix& w, const NmLinearArgs& a,
+              const ParallelFor& parallel_for) {
+  const NmStructure& s = w.structure;
+  const TileKernels& tiles = kernels.tiles;
+  const int dtype = static_cast<int>(a.dtype);
+  const int rows = static_cast<int>(a.x_rows);
+  const int64_t x_stride = PaddedCols(s);
+  const Scratch x(x_stride *
+                  rows);  // fp32, zeros beyond cols: a filled slot there must add nothing
+  if (x.data() == nullptr) return OutOfScratch();
+  for (int m = 0; m < rows; ++m) {
+    float* row = x.data() + m * x_stride;
+    tiles.expand[dtype](RowAt(a, m), s.cols, row);
+    std::memset(row + s.cols, 0, sizeof(float) * static_cast<size_t>(x_stride - s.cols));
+  }
+  const NmDecodeFn product = kernels.decode[static_cast<int>(w.dtype)][NmWindowIndex(s.window)];
+  const int64_t parts = std::min<int64_t>(parallel_for.threads, s.panels);
+  ForEachRange(parallel_for, parts, [&](int64_t begin, int64_t end) {
+    float y[kNmMaxDecodeRows * kGroupRows];
+    const int64_t last = s.panels * end / parts;
+    for (int64_t panel = s.panels * begin / parts; panel < last; panel += kGroupPanels) {
+      const int64_t until = std::min(last, panel + kGroupPanels);
+      for (int64_t p = panel; p < until; ++p) {
+        product(PanelAt(w, p), x.data(), x_stride, rows, y + (p - panel) * kNmLanes, kGroupRows);
+      }
+      const int64_t first = panel * kNmLanes;
+      const int64_t n = std::min(until * kNmLanes, s.rows) - first;
+      for (int m = 0; m < rows; ++m) {
+        float* row = y + m * kGroupRows;
+        tiles.finish_row(row, n, w.scale != nullptr ? w.scale + first : nullptr,
+                         a.epilogue.bias != nullptr ? a.epilogue.bias + first : nullptr,
+                         a.epilogue.activation);
+        tiles.narrow[dtype](row, n, OutAt(a, m, first));
+      }
+    }
+  });
+  return Status::Ok();
+}
+
+// What a batch thread needs for one x tile.
+struct BatchScratch {
+  BatchScratch(const NmStructure& s, DType dtype, int width)
+      : x(PaddedCols(s) * width),
+        y(kGroupRows * width),
+        values(dtype != DType::kF32 ? kMaxBlockSteps * kNmLanes : 0) {}
+  bool ok() const { return x.data() != nullptr && y.data() != nullptr && values.data() != nullptr; }
+
+  Scratch x, y, values;
+  uint8_t index[kMaxBlockSteps * kNmLanes];
+};
+
+// Sums of up to kGroupPanels panels from `panel` on: scratch.y[rows][width].
+void BatchPanels(const NmKernels& kernels, const NmMatrix& w, int64_t panel, int64_t until,
+                 int width_index, BatchScratch* scratch) {
+  static constexpr uint8_t kInOrder[kNmLanes] = {0, 1, 2,  3,  4,  5,  6,  7,
+                                                 8, 9, 10, 11, 12, 13, 14, 15};
+  const NmStructure& s = w.structure;
+  const TileKernels& tiles = kernels.tiles;
+  const int width = tiles.widths[width_index];
+  const int64_t block_steps = kBlockCols / s.window * s.steps_per_window();
+  const int64_t block_words = block_steps * s.field_bits / 32;
+  for (int64_t block = 0; block * block_steps < s.steps; ++block) {
+    const int64_t steps = std::min(block_steps, s.steps - block * block_steps);
+    uint8_t count[kNmLanes];
+    std::memset(count, static_cast<int>(steps), sizeof count);
+    for (int64_t p = panel; p < until; ++p) {
+      const NmPanel at = PanelAt(w, p);
+      kernels.columns[NmWindowIndex(s.window)](at.words + block * block_words * kNmLanes * 4, steps,
+                                               s.steps_per_window(), scratch->index);
+      const void* values =
+          at.values + static_cast<size_t>(block * block_steps) * kNmLanes * SizeOf(w.dtype);
+      if (w.dtype != DType::kF32) {
+        tiles.expand[static_cast<int>(w.dtype)](values, steps * kNmLanes, scratch->values.data());
+        values = scratch->values.data();
+      }
+      const WeightTile tile{values, kInOrder, count, scratch->index, steps, kNmLanes};
+      tiles.batch[0][width_index](tile, scratch->x.data() + block * kBlockCols * width,
+                                  scratch->y.data() + (p - panel) * kNmLanes * width, block == 0,
+                                  nullptr);
+    }
+  }
+}
+
+Status Batch(const NmKernels& kernels, const NmMatrix& w, const NmLinearArgs& a,
+             const ParallelFor& parallel_for) {
+  const NmStructure& s = w.structure;
+  const TileKernels& tiles = kernels.tiles;
+  const int dtype = static_cast<int>(a.dtype);
+  const XTiles x_tiles(tiles.widths, a.x_rows);
+  const int widest =
+      tiles.widths[std::max(x_tiles.width_index(0), x_tiles.width_index(x_tiles.count() - 1))];
+  // By x tiles where each thread gets several or equally many, else by groups of panels.
+  const int64_t groups = (s.panels + kGroupPanels - 1) / kGroupPanels;
+  const int64_t threads = parallel_for.threads;
+  const bool by_tiles = x_tiles.count() % threads == 0 || x_tiles.count() >= 4 * threads;
+  const int64_t items = by_tiles ? x_tiles.count() : groups;
+  const int64_t parts = std::min(threads, items);
+  std::atomic<bool> failed{false};
+  ForEachRange(parallel_for, parts, [&](int64_t begin, int64_t end) {
+    const int64_t from = items * begin / parts, to = items * end / parts;
+    BatchScratch scratch(s, w.dtype, widest);
+    if (!scratch.ok()) {
+      failed = true;
+      return;
+    }
+    const int64_t tile_begin = by_tiles ? from : 0, tile_end = by_tiles ? to : x_tiles.count();
+    const int64_t group_begin = by_tiles ? 0 : from, group_end = by_tiles ? groups : to;
+    for (int64_t t = tile_begin; t < tile_end; ++t) {
+      const int width_index = x_tiles.width_index(t);
+      const int width = tiles.widths[width_index];
+      const int rows = static_cast<int>(x_tiles.rows(t));
+      tiles.pack_rows[dtype](RowAt(a, x_tiles.begin(t)), a.x_stride, rows, s.cols, width,
+                             scratch.x.data());
+      // A filled slot beyond cols must add nothing.
+      std::memset(scratch.x.data() + s.cols * width, 0,
+                  sizeof(float) * static_cast<size_t>((PaddedCols(s) - s.cols) * width));
+      for (int64_t g = group_begin; g < group_end; ++g) {
+        const int64_t panel = g * kGroupPanels;
+        BatchPanels(kernels, w, panel, std::min(s.panels, panel + kGroupPanels), width_index,
+                    &scratch);
+        const int64_t first = panel * kNmLanes;
+        const int64_t n = std::min<int64_t>(kGroupRows, s.rows - first);
+        const float* scale = w.scale != nullptr ? w.scale + first : nullptr;
+        const float* bias = a.epilogue.bias != nullptr ? a.epilogue.bias + first : nullptr;
+        if (!IsClamp(a.epilogue.activation)) {
+          tiles.finish_channels(scratch.y.data(), n, width, scale, bias, a.epilogue.activation);
+          scale = bias = nullptr;
+        }
+        tiles.store_rows[dtype](scratch.y.data(), width, rows, n, scale, bias,
+                                ClampOf(a.epilogue.activation), OutAt(a, x_tiles.begin(t), first),
+                                a.y_stride);
+      }
+    }
+  });
+  return failed ? OutOfScratch() : Status::Ok();
+}
+
+Status Check(const NmMatrix& w, const NmLinearArgs& a) {
+  const auto text = [](const char* what) { return std::string("nm_linear: ") + what; };
+  if (!IsValid(w.dtype)) return Status::InvalidType(text("values have an unknown dtype"));
+  if ((w.dtype == DType::kI8) != (w.scale != nullptr)) {
+    return Status::InvalidValue(text("scale must be given for int8 values and for no others"));
+  }
+  if (!IsValid(a.dtype) || a.dtype == DType::kI8) {
+    return Status::InvalidType(text("x must be float32, bfloat16 or float16, got ") +
+                               Name(a.dtype));
+  }
+  if (!IsValid(a.epilogue.activation)) {
+    return Status::InvalidValue(text("activation must be in [0, 6], got ") +
+                                std::to_string(static_cast<int>(a.epilogue.activation)));
+  }
+  if (a.x_rows < 0 || a.x_stride < w.structure.cols || a.y_stride < w.structure.rows) {
+    return Status::InvalidValue(text("x_stride must be at least cols and y_stride at least rows"));
+  }
+  return Status::Ok();
+}
+
+}  // namespace
+
+const NmKernels& SelectNmKernels(IsaMask mask) {
+#define SPARSEKERN_NM_KERNELS(isa_flag, isa_suffix) \
+  if ((mask & isa_flag) != 0) return kNmKernels_##isa_suffix;
+#include "ops/nm_linear/kernels.inc"
+#undef SPARSEKERN_NM_KERNELS
+  return kNmKernels_scalar;
+}
+
+std::string NmLinearKernelName(const NmMatrix& w, int64_t x_rows, IsaMask mask) {
+  const NmKernels& kernels = SelectNmKernels(mask);
+  return "nm_linear_" + std::to_string(w.structure.n) + "of" + std::to_string(w.structure.m) + "_" +
+         ShortName(w.dtype) + (x_rows <= kernels.max_decode_rows ? "_decode__" : "_batch__") +
+         kernels.tiles.isa_name;
+}
+
+Status NmLinear(const NmMatrix& w, const NmLinearArgs& args, const ParallelFor& parallel_for) {
+  SPARSEKERN_RETURN_IF_ERROR(Check(w, args));
+  if (args.x_rows == 0) return Status::Ok();
+  IsaMask mask = 0;
+  SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
+  const NmKernels& kernels = SelectNmKernels(mask);
+  return args.x_rows <= kernels.max_decode_rows ? Decode(kernels, w, args, parallel_for)
+                                                : Batch(kernels, w, args, parallel_for);
+}
+
+}  // namespace sparsekern
