@@ -146,6 +146,73 @@ def read_csr(values: NDArray, structure: NDArray[np.uint8], dtype: str) -> Csr:
 
 
 @dataclass(frozen=True)
+class Nm:
+    """A decoded ``nm`` matrix; ``dense``, ``mask`` and ``positions`` as in `Csr`."""
+
+    dense: Array
+    mask: NDArray[np.bool_]
+    positions: NDArray[np.int64]
+    n: int
+    m: int
+    steps: int
+
+
+_WINDOW_AND_BITS = {2: (4, 2), 4: (4, 2), 8: (16, 4), 16: (16, 4), 32: (32, 8)}
+
+
+def read_nm(values: NDArray, structure: NDArray[np.uint8], dtype: str) -> Nm:
+    """Read ``nm`` version 1, checking all that the specification says a reader checks.
+
+    Raises:
+        FormatError: on any breach.
+    """
+    data = structure.tobytes()
+    _require(len(data) >= 64, "structure: shorter than its header")
+    magic, version, rows, cols, n, m, steps = struct.unpack_from("<4sIQQIIQ", data)
+    _require(magic == b"SKNM", "header: magic")
+    _require(version == 1, "header: version")
+    _require(1 <= rows < 2**31 and 1 <= cols < 2**31, "header: rows, cols")
+    _require(m in _WINDOW_AND_BITS, "header: M")
+    _require(1 <= n < m, "header: N")
+    _require(not any(data[40:64]), "header: reserved bytes are not 0")
+    window, bits = _WINDOW_AND_BITS[m]
+    windows = -(-cols // window)
+    _require(steps == windows * (window // m) * n, "header: S")
+    fields = 32 // bits
+    panels, words = -(-rows // LANES), -(-steps // fields)
+    _require(len(data) == 64 + panels * words * 64, "structure: length")
+    _require(values.ndim == 1 and values.size == panels * steps * LANES, "values: length")
+
+    packed = np.frombuffer(data, "<u4", offset=64).reshape(panels, words, LANES)
+    shifts = np.arange(fields, dtype=np.uint32) * np.uint32(bits)
+    field = (packed[:, :, None, :] >> shifts[:, None]) & np.uint32(2**bits - 1)
+    field = field.reshape(panels, words * fields, LANES).astype(np.int64)
+    _require(not field[:, steps:].any(), "words: a field beyond the last step is not 0")
+    # One line for each row, its groups of N side by side.
+    groups = windows * (window // m)
+    field = field[:, :steps].transpose(0, 2, 1).reshape(panels * LANES, groups, n)
+    inside = field - (np.arange(groups) * m % window)[None, :, None]  # 0 .. M-1 of the group
+    _require(bool(((inside >= 0) & (inside < m)).all()), "words: a column outside its group")
+    _require(bool((np.diff(inside, axis=2) > 0).all()), "words: not ascending")
+    column = np.arange(groups)[None, :, None] * m + inside
+    absent = column >= cols
+    absent[rows:] = True
+    lowest = (inside == np.arange(n)).all(axis=2, keepdims=True)
+    _require(bool((lowest | ~absent.any(axis=2, keepdims=True)).all()), "words: beyond the matrix")
+
+    place = np.arange(values.size).reshape(panels, steps, LANES)
+    place = place.transpose(0, 2, 1).reshape(column.shape)
+    raw = values.view({1: np.uint8, 2: np.uint16, 4: np.uint32}[values.itemsize])
+    _require(not raw[place[absent]].any(), "values: beyond the matrix")
+    row = np.broadcast_to(np.arange(panels * LANES)[:, None, None], column.shape)
+    positions = np.full((rows, cols), -1, np.int64)
+    positions[row[~absent], column[~absent]] = place[~absent]
+    mask = positions >= 0
+    dense = np.where(mask, elements(values, dtype)[positions], 0.0)
+    return Nm(dense, mask, positions, n, m, steps)
+
+
+@dataclass(frozen=True)
 class Expected:
     """A result, the sum of absolute terms behind each element, and how many terms there were."""
 
@@ -224,7 +291,7 @@ def conv2d(
     return Expected(back(flat.value), back(flat.magnitude), back(flat.terms))
 
 
-def sddmm(grad: Array, x: Array, matrix: Csr, values: int) -> Expected:
+def sddmm(grad: Array, x: Array, matrix: Csr | Nm, values: int) -> Expected:
     """Gradient of the kept values, in the order of ``values`` (its length); padding 0.
 
     grad: [M, rows]; x: [M, cols].

@@ -106,6 +106,75 @@ def pack(spec: Spec) -> Packed:
     )
 
 
+# --- nm -------------------------------------------------------------------------------------------
+
+# Every M, with the least, a usual and the largest N.
+NM_PATTERNS = (
+    *((1, 2), (1, 4), (2, 4), (3, 4), (1, 8), (2, 8), (4, 8), (7, 8)),
+    *((1, 16), (2, 16), (4, 16), (8, 16), (15, 16), (1, 32), (2, 32), (4, 32), (16, 32), (31, 32)),
+)
+
+
+@dataclass(frozen=True)
+class NmSpec:
+    """A reproducible random N:M matrix; ``short`` is the share of groups that keep fewer than N."""
+
+    rows: int
+    cols: int
+    n: int = 2
+    m: int = 4
+    dtype: str = "float32"
+    short: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class NmPacked:
+    """A packed N:M matrix as torch tensors, and what the oracle reads in it."""
+
+    spec: NmSpec
+    values: torch.Tensor
+    structure: torch.Tensor
+    scale: torch.Tensor | None
+    matrix: oracle.Nm
+
+    @property
+    def dense(self) -> oracle.Array:
+        """Float64 weights, the scale of int8 included."""
+        if self.scale is None:
+            return self.matrix.dense
+        return self.matrix.dense * self.scale.double().numpy()[:, None]
+
+
+def draw_nm(spec: NmSpec) -> tuple[torch.Tensor, NDArray[np.bool_]]:
+    """Signed weights without a zero, and a mask that keeps at most N of every M."""
+    weights, _ = draw(Spec(spec.rows, spec.cols, 1.0, spec.dtype, seed=spec.seed))
+    rng = np.random.default_rng(spec.seed + 1)
+    groups = -(-spec.cols // spec.m)
+    rank = rng.random((spec.rows, groups, spec.m)).argsort(axis=2)
+    keep = np.full((spec.rows, groups, 1), spec.n)
+    fewer = rng.random(keep.shape) < spec.short
+    keep[fewer] = rng.integers(0, spec.n, keep.shape)[fewer]
+    mask = (rank < keep).reshape(spec.rows, -1)[:, : spec.cols]
+    return weights, np.ascontiguousarray(mask)
+
+
+def pack_nm(spec: NmSpec) -> NmPacked:
+    weights, mask = draw_nm(spec)
+    values, structure = _core.nm_pack(stored(weights), spec.dtype, spec.n, spec.m, mask)
+    scale = None
+    if spec.dtype == "int8":
+        rng = np.random.default_rng(spec.seed + 2)
+        scale = torch.from_numpy(rng.uniform(0.001, 0.02, spec.rows).astype(np.float32))
+    return NmPacked(
+        spec,
+        from_stored(values, spec.dtype),
+        torch.from_numpy(structure),
+        scale,
+        oracle.read_nm(values, structure, spec.dtype),
+    )
+
+
 def activations(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator).to(TORCH[dtype])
@@ -174,6 +243,20 @@ def specs(draw_from: st.DrawFn, largest: int = 300, dtypes: tuple[str, ...] = DT
         density=draw_from(densities()),
         dtype=draw_from(st.sampled_from(dtypes)),
         block_rows=draw_from(st.sampled_from([1, 2, 4])),
+        seed=draw_from(st.integers(0, 2**16)),
+    )
+
+
+@st.composite
+def nm_specs(draw_from: st.DrawFn, largest: int = 150, dtypes: tuple[str, ...] = DTYPES) -> NmSpec:
+    n, m = draw_from(st.sampled_from(NM_PATTERNS))
+    return NmSpec(
+        rows=draw_from(sizes(largest)),
+        cols=draw_from(sizes(largest)),
+        n=n,
+        m=m,
+        dtype=draw_from(st.sampled_from(dtypes)),
+        short=draw_from(st.sampled_from([0.0, 0.0, 0.3, 1.0])),
         seed=draw_from(st.integers(0, 2**16)),
     )
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bind/numpy_arrays.h"
 #include "bind/register.h"
 #include "sparsekern/csr.h"
 #include "sparsekern/csr_spmm.h"
@@ -16,42 +17,6 @@ namespace py = pybind11;
 
 namespace sparsekern::bind {
 namespace {
-
-DType DTypeFromName(const char* op, const std::string& name) {
-  for (const DType d : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
-    if (name == Name(d)) return d;
-  }
-  Raise(Status::InvalidType(std::string(op) +
-                            ": dtype must be float32, bfloat16, float16 or int8, got " + name));
-  return DType::kF32;
-}
-
-// NumPy has no bfloat16, so 16-bit values travel as uint16 (float16 arrays are taken too).
-py::dtype NumpyType(DType dtype) {
-  switch (dtype) {
-    case DType::kF32: return py::dtype::of<float>();
-    case DType::kBF16:
-    case DType::kF16: return py::dtype::of<uint16_t>();
-    case DType::kI8: return py::dtype::of<int8_t>();
-  }
-  return py::dtype::of<float>();
-}
-
-void CheckArray(const char* op, const char* argument, const py::array& array, int dims,
-                ssize_t itemsize) {
-  const std::string name = std::string(op) + ": " + argument;
-  if (array.ndim() != dims) {
-    Raise(Status::InvalidValue(name + " must have " + std::to_string(dims) + " dimension(s), got " +
-                               std::to_string(array.ndim())));
-  }
-  if (array.itemsize() != itemsize) {
-    Raise(Status::InvalidType(name + " must have " + std::to_string(itemsize) +
-                              " byte(s) an element, got " + std::to_string(array.itemsize())));
-  }
-  if ((array.flags() & py::array::c_style) == 0) {
-    Raise(Status::InvalidValue(name + " must be C-contiguous"));
-  }
-}
 
 CsrStructure Parse(const char* op, const py::array& structure) {
   CheckArray(op, "structure", structure, 1, 1);
@@ -86,14 +51,7 @@ py::tuple Pack(const py::array& dense, const std::string& dtype_name,
                const std::optional<py::array>& mask, int block_rows) {
   const DType dtype = DTypeFromName("csr_pack", dtype_name);
   CheckArray("csr_pack", "dense", dense, 2, static_cast<ssize_t>(SizeOf(dtype)));
-  const uint8_t* mask_data = nullptr;
-  if (mask.has_value()) {
-    CheckArray("csr_pack", "mask", *mask, 2, 1);
-    if (mask->shape(0) != dense.shape(0) || mask->shape(1) != dense.shape(1)) {
-      Raise(Status::InvalidValue("csr_pack: mask must have the shape of dense"));
-    }
-    mask_data = static_cast<const uint8_t*>(mask->data());
-  }
+  const uint8_t* mask_data = MaskData("csr_pack", dense, mask);
   CsrPacker packer;
   Status status;
   {
@@ -102,10 +60,9 @@ py::tuple Pack(const py::array& dense, const std::string& dtype_name,
         packer.Plan(dense.data(), dtype, dense.shape(0), dense.shape(1), mask_data, block_rows);
   }
   Raise(status);
-  py::array values(NumpyType(dtype),
-                   std::vector<ssize_t>{static_cast<ssize_t>(packer.value_count())});
-  py::array structure(py::dtype::of<uint8_t>(),
-                      std::vector<ssize_t>{static_cast<ssize_t>(packer.structure_bytes())});
+  py::array values = NewArray(NumpyType(dtype), packer.value_count());
+  py::array structure =
+      NewArray(py::dtype::of<uint8_t>(), static_cast<int64_t>(packer.structure_bytes()));
   void* values_data = values.mutable_data();
   void* structure_data = structure.mutable_data();
   {
@@ -120,8 +77,7 @@ py::array Unpack(const py::array& values, const py::array& structure,
   Validate(values, structure, dtype_name);
   const DType dtype = DTypeFromName("csr_unpack", dtype_name);
   const CsrStructure parsed = Parse("csr_unpack", structure);
-  py::array dense(NumpyType(dtype), std::vector<ssize_t>{static_cast<ssize_t>(parsed.rows),
-                                                         static_cast<ssize_t>(parsed.cols)});
+  py::array dense = NewArray(NumpyType(dtype), parsed.rows, parsed.cols);
   void* dense_data = dense.mutable_data();
   const py::gil_scoped_release release;
   UnpackCsr(parsed, values.data(), dtype, dense_data);
@@ -130,8 +86,7 @@ py::array Unpack(const py::array& values, const py::array& structure,
 
 py::array Mask(const py::array& structure) {
   const CsrStructure parsed = Validated("csr_mask", structure);
-  py::array mask(py::dtype::of<bool>(), std::vector<ssize_t>{static_cast<ssize_t>(parsed.rows),
-                                                             static_cast<ssize_t>(parsed.cols)});
+  py::array mask = NewArray(py::dtype::of<bool>(), parsed.rows, parsed.cols);
   CsrMask(parsed, static_cast<uint8_t*>(mask.mutable_data()));
   return mask;
 }

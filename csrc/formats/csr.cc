@@ -4,27 +4,13 @@
 #include <algorithm>
 #include <string>
 
+#include "formats/bytes.h"
+
 namespace sparsekern {
 namespace {
 
-constexpr char kMagic[4] = {'S', 'K', 'C', 'R'};
+constexpr char kMagic[] = "SKCR";
 constexpr uint32_t kVersion = 1;
-constexpr uint64_t kAlign = 64;
-constexpr int64_t kMaxExtent = int64_t{1} << 31;
-
-constexpr uint64_t Aligned(uint64_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <typename T>
-T ReadAt(const uint8_t* p) {
-  T value;
-  std::memcpy(&value, p, sizeof value);
-  return value;
-}
-template <typename T>
-void WriteAt(uint8_t* p, T value) {
-  std::memcpy(p, &value, sizeof value);
-}
 
 // 64 bits on every machine: a header read on wasm32 may claim more than its size_t holds.
 struct Sections {
@@ -48,16 +34,6 @@ int ChoosePanelGroups(int64_t groups) {
   const int64_t wanted = std::clamp<int64_t>(CeilDiv(groups, 8), 128, kCsrMaxPanelGroups);
   const int64_t panels = CeilDiv(groups, wanted);
   return static_cast<int>(CeilDiv(CeilDiv(groups, panels), kCsrLanes) * kCsrLanes);
-}
-
-std::string Text(int64_t v) { return std::to_string(v); }
-
-Status CheckExtents(const char* name, int64_t rows, int64_t cols) {
-  if (rows < 1 || cols < 1 || rows >= kMaxExtent || cols >= kMaxExtent) {
-    return Status::InvalidValue(std::string(name) + ": rows and cols must be in [1, 2^31), got " +
-                                Text(rows) + " x " + Text(cols));
-  }
-  return Status::Ok();
 }
 
 void SetLayout(CsrStructure* s, int64_t rows, int64_t cols, int block_rows, int panel_groups) {
@@ -275,13 +251,6 @@ struct TransposedSource {
   }
 };
 
-bool AllZero(const uint8_t* p, uint64_t n) {
-  for (uint64_t i = 0; i < n; ++i) {
-    if (p[i] != 0) return false;
-  }
-  return true;
-}
-
 Status Corrupt(int64_t tile, const std::string& what) {
   return Status::InvalidValue("csr: " + what + " (tile " + Text(tile) + ")");
 }
@@ -351,17 +320,7 @@ Status ValidateTileEntries(const CsrStructure& s, int64_t t, int limit, const ui
 Status ParseCsrStructure(const void* data, size_t bytes, const char* name, CsrStructure* out) {
   const std::string op = std::string(name) + ": structure";
   const uint8_t* base = static_cast<const uint8_t*>(data);
-  if (bytes < kAlign) {
-    return Status::InvalidValue(op + " must have at least 64 bytes, got " + Text(bytes));
-  }
-  if (std::memcmp(base, kMagic, 4) != 0) {
-    return Status::InvalidValue(op + " must begin with SKCR");
-  }
-  const uint32_t version = ReadAt<uint32_t>(base + 4);
-  if (version != kVersion) {
-    return Status::InvalidValue(op + " version must be 1, got " + Text(version) +
-                                (version > kVersion ? "; a newer sparsekern wrote it" : ""));
-  }
+  SPARSEKERN_RETURN_IF_ERROR(CheckHead(op, base, bytes, kMagic, kVersion));
   CsrStructure s;
   const int64_t rows = ReadAt<int64_t>(base + 8);
   const int64_t cols = ReadAt<int64_t>(base + 16);

@@ -24,6 +24,18 @@ class CsrInfo(TypedDict):
     kept: int
     tiles: int
 
+class NmInfo(TypedDict):
+    version: int
+    rows: int
+    cols: int
+    n: int
+    m: int
+    window: int
+    field_bits: int
+    steps: int
+    words: int
+    panels: int
+
 def detected_isa() -> list[str]: ...
 def active_isa() -> list[str]: ...
 def set_isa(name: str | None) -> None: ...
@@ -44,3 +56,10 @@ def csr_kernel(
     conv: bool = False,
     int8_activations: bool = False,
 ) -> str: ...
+def nm_pack(
+    dense: NDArray[Any], dtype: str, n: int, m: int, mask: NDArray[np.bool_] | None = None
+) -> tuple[NDArray[Any], NDArray[np.uint8]]: ...
+def nm_unpack(values: NDArray[Any], structure: NDArray[np.uint8], dtype: str) -> NDArray[Any]: ...
+def nm_mask_of(structure: NDArray[np.uint8]) -> NDArray[np.bool_]: ...
+def nm_validate(values: NDArray[Any], structure: NDArray[np.uint8], dtype: str) -> None: ...
+def nm_info(structure: NDArray[np.uint8]) -> NmInfo: ...
