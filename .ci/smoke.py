@@ -14,6 +14,7 @@ import torch
 from sparsekern import _core
 
 ISA_OF = {"scalar": "scalar", "x86_avx2": "avx2", "x86_avx512": "avx512", "arm_neon": "neon"}
+INT8_ISA_OF = {"x86_avx512vnni": "avx512vnni", "arm_neon_dotprod": "neondotprod"}
 
 
 def main(kernel_sets: list[str]) -> None:
@@ -23,15 +24,16 @@ def main(kernel_sets: list[str]) -> None:
     weight = torch.randn(300, 200, generator=generator)
     weight *= torch.rand(300, 200, generator=generator) < 0.2
     x = torch.randn(17, 200, generator=generator)
-    values, structure = _core.csr_pack(weight.numpy(), "float32", None, 1)
     for kernel_set in kernel_sets:
-        _core.set_isa(ISA_OF[kernel_set])
-        name = _core.csr_kernel(structure, "float32", len(x))
+        int8 = kernel_set in INT8_ISA_OF  # sets that int8 products alone make use of
+        _core.set_isa((ISA_OF | INT8_ISA_OF)[kernel_set])
+        w = sparsekern.CSRTensor.from_dense(weight, dtype=torch.int8 if int8 else torch.float32)
+        dtype = "int8" if int8 else "float32"
+        name = _core.csr_kernel(w.structure.numpy(), dtype, len(x), int8_activations=int8)
         assert name.endswith(f"__{kernel_set}"), name
-        y = torch.ops.sparsekern.csr_linear(
-            x, torch.from_numpy(values), torch.from_numpy(structure), None, None, len(weight)
-        )
-        np.testing.assert_allclose(y.numpy(), (x @ weight.T).numpy(), atol=1e-4)
+        y = sparsekern.ops.csr_linear(x, w, int8_activations=int8)
+        expected = (x @ w.to_dense().T).numpy()
+        np.testing.assert_allclose(y.numpy(), expected, atol=0.3 if int8 else 1e-4)
         print(f"sparsekern {sparsekern.__version__}, torch {torch.__version__}: {name} is right")
 
 

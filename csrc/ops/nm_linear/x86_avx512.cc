@@ -34,6 +34,6 @@ struct NmAvx512 : Avx512 {
 
 }  // namespace
 
-extern const NmKernels kNmKernels_x86_avx512 = MakeNmKernels<NmAvx512>(kTileKernels_x86_avx512, 4);
+extern const NmKernels kNmKernels_x86_avx512 = MakeNmKernels<NmAvx512>(kTileKernels_x86_avx512, 16);
 
 }  // namespace sparsekern
