@@ -33,13 +33,13 @@ from weights import (
     random_layer,
 )
 
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
+NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.int8: "int8"}
 # Errors allowed, in units of the result's root mean square. int8 and bf16 weights are compared with
 # the weights as stored; what is left is the rounding of bf16 activations and results.
-_FP32, _BF16 = 1e-3, 0.05
+FP32, BF16 = 1e-3, 0.05
 
 
-def _candidate(
+def candidate(
     name: str, run: Callable[[], Tensor], x: Tensor, w: Tensor, nbytes: int, **fields: Any
 ) -> Candidate:
     """`w`: the matrix as stored, dense, for the check and for counting the kept weights."""
@@ -66,15 +66,15 @@ def _candidate(
 def _ours(layer: Layer, sparsity: float, x: Tensor, dtype: torch.dtype) -> Candidate:
     w = CSRTensor.from_dense(layer.weight, dtype=dtype)
     pool = cold_packed(w)
-    name = OURS if dtype == torch.float32 else f"{OURS} {_NAMES[dtype]} weights"
-    return _candidate(
+    name = OURS if dtype == torch.float32 else f"{OURS} {NAMES[dtype]} weights"
+    return candidate(
         name,
         lambda: ops.csr_linear(x, next(pool)),
         x,
         w.to_dense(),
         w.nbytes,
         sparsity=sparsity,
-        tolerance=_FP32,
+        tolerance=FP32,
         details={"kernel": kernel_name(w, x.shape[0])},
     )
 
@@ -87,34 +87,34 @@ def _mkl(layer: Layer, sparsity: float, x: Tensor) -> Candidate:
         y = next(pool) @ columns
         return y[None] if y.dim() == 1 else y.T
 
-    return _candidate("torch CSR (MKL)", run, x, layer.weight, nbytes, sparsity=sparsity)
+    return candidate("torch CSR (MKL)", run, x, layer.weight, nbytes, sparsity=sparsity)
 
 
-def _torch(layer: Layer, x: Tensor, dtype: torch.dtype) -> Candidate:
+def torch_dense(layer: Layer, x: Tensor, dtype: torch.dtype) -> Candidate:
     w, x_cast = layer.weight.to(dtype), x.to(dtype)
     pool = cold_tensors(w)
-    return _candidate(
-        f"torch dense {_NAMES[dtype]}",
+    return candidate(
+        f"torch dense {NAMES[dtype]}",
         lambda: functional.linear(x_cast, next(pool)),
         x_cast,
         w,
         w.nbytes,
-        tolerance=_FP32 if dtype == torch.float32 else _BF16,
+        tolerance=FP32 if dtype == torch.float32 else BF16,
     )
 
 
-def _torch_int8(layer: Layer, x: Tensor, dtype: torch.dtype) -> Candidate:
+def torch_int8(layer: Layer, x: Tensor, dtype: torch.dtype) -> Candidate:
     """`torch._weight_int8pack_mm` with activations of `dtype`."""
     scale = layer.weight.abs().amax(dim=1) / 127
     q = (layer.weight / scale[:, None]).round().to(torch.int8)
     pool, x_cast, scale_cast = cold_tensors(q), x.to(dtype), scale.to(dtype)
-    return _candidate(
-        f"torch _weight_int8pack_mm, {_NAMES[dtype]} x",
+    return candidate(
+        f"torch _weight_int8pack_mm, {NAMES[dtype]} x",
         lambda: torch._weight_int8pack_mm(x_cast, next(pool), scale_cast),
         x_cast,
         q.float() * scale_cast.float()[:, None],
         q.nbytes,
-        tolerance=_FP32 if dtype == torch.float32 else _BF16,
+        tolerance=FP32 if dtype == torch.float32 else BF16,
     )
 
 
@@ -128,13 +128,13 @@ def main(options: Options) -> None:
     for x_rows in section["x_rows"]:
         x = torch.randn(x_rows, cols, generator=generator)
         cases = [_ours(layer, s, x, torch.float32) for s, layer in pruned.items()]
-        cases += [_torch(dense, x, dtype) for dtype in (torch.float32, torch.bfloat16)]
+        cases += [torch_dense(dense, x, dtype) for dtype in (torch.float32, torch.bfloat16)]
         cases += [_mkl(layer, s, x) for s, layer in pruned.items()]
         for s in (0.8, 0.9):
             cases += [_ours(pruned[s], s, x, dtype) for dtype in (torch.bfloat16, torch.int8)]
-        cases.append(_torch_int8(dense, x, torch.bfloat16))
+        cases.append(torch_int8(dense, x, torch.bfloat16))
         if x_rows == 1:  # with more rows torch's float32 path is a hundred times slower
-            cases.append(_torch_int8(dense, x, torch.float32))
+            cases.append(torch_int8(dense, x, torch.float32))
         for threads in thread_counts():
             with_threads(threads)
             recorder.add(

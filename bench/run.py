@@ -24,6 +24,7 @@ PROGRAMS = {
     "conv2d": "bench_conv2d.py",
     "linear": "bench_linear.py",
     "decode": "bench_decode.py",
+    "nm": "bench_nm.py",
     "isa": "bench_isa.py",
     "pack": "bench_pack.py",
     "overhead": "bench_overhead.py",

@@ -7,14 +7,16 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from environment import cache_bytes
 from numpy.typing import NDArray
-from sparsekern import CSRTensor, _core
+from sparsekern import CSRTensor, NMTensor, _core
 from torch import Tensor
+
+PackedT = TypeVar("PackedT", CSRTensor, NMTensor)
 
 torch.sparse.check_sparse_tensor_invariants.disable()  # said explicitly, torch does not warn
 
@@ -90,6 +92,14 @@ def random_layer(out: int, in_: int, sparsity: float, generator: torch.Generator
     return Layer(weight, torch.randn(out, generator=generator))
 
 
+def nm_layer(out: int, in_: int, n: int, m: int, generator: torch.Generator) -> Layer:
+    """Normal weights, n of every m along the inputs kept at random."""
+    weight = torch.randn(out, in_, generator=generator) * (in_ * n / m) ** -0.5
+    ranks = torch.rand(out, in_ // m, m, generator=generator).argsort(-1)
+    weight[(ranks >= n).reshape(out, in_)] = 0.0
+    return Layer(weight, torch.randn(out, generator=generator))
+
+
 def linear_network(x_rows: int, features: Sequence[int], sparsity: float) -> Network:
     generator = torch.Generator().manual_seed(int(sparsity * 1000))
     x = torch.randn(x_rows, features[0], generator=generator)
@@ -157,9 +167,9 @@ def cold_tensors(tensor: Tensor) -> Iterator[Tensor]:
     return itertools.cycle(pool)
 
 
-def cold_packed(w: CSRTensor) -> Iterator[CSRTensor]:
+def cold_packed(w: PackedT) -> Iterator[PackedT]:
     pool = [
-        CSRTensor.trusted(
+        type(w).trusted(
             w.values.clone(), w.structure.clone(), None if w.scale is None else w.scale.clone()
         )
         for _ in range(copies(w.nbytes))

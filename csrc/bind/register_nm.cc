@@ -10,7 +10,8 @@
 
 #include "bind/numpy_arrays.h"
 #include "bind/register.h"
-#include "sparsekern/nm.h"
+#include "sparsekern/isa.h"
+#include "sparsekern/nm_linear.h"
 
 namespace py = pybind11;
 
@@ -106,6 +107,15 @@ py::dict Info(const py::array& structure) {
   return info;
 }
 
+std::string Kernel(const py::array& structure, const std::string& dtype_name, int64_t x_rows) {
+  NmMatrix w;
+  w.structure = Parse("nm_kernel", structure);
+  w.dtype = DTypeFromName("nm_kernel", dtype_name);
+  IsaMask mask = 0;
+  Raise(ActiveIsa(&mask));
+  return NmLinearKernelName(w, x_rows, mask);
+}
+
 }  // namespace
 
 void RegisterNm(py::module_& m) {
@@ -124,6 +134,8 @@ void RegisterNm(py::module_& m) {
         "wrong.");
   m.def("nm_info", &Info, py::arg("structure"),
         "The header's fields and the sizes that follow from them.");
+  m.def("nm_kernel", &Kernel, py::arg("structure"), py::arg("dtype"), py::arg("x_rows"),
+        "Name of the kernel that selection picks for x_rows rows of x under the active ISA mask.");
 }
 
 }  // namespace sparsekern::bind

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""N:M linear layers: decode with cold weights, and batches."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from bench_decode import BF16, FP32, NAMES, candidate, torch_dense, torch_int8
+from candidates import onnxruntime, torch_linear
+from harness import (
+    OURS,
+    SHAPES,
+    Candidate,
+    Options,
+    Recorder,
+    measure,
+    options,
+    thread_counts,
+    timed,
+    with_threads,
+)
+from limits import bandwidth, multiply_adds
+from sparsekern import NMTensor, _core, ops
+from torch import Tensor
+from weights import Chain, Layer, Network, cold_packed, flat, nm_layer
+
+
+def _kernel(w: NMTensor, x_rows: int) -> str:
+    dtype = str(w.dtype).removeprefix("torch.")
+    return _core.nm_kernel(w.structure.numpy(), dtype, x_rows)
+
+
+def _decode(layer: Layer, n: int, m: int, x: Tensor, dtype: torch.dtype) -> Candidate:
+    """bf16 weights, with x in bf16 too, are what the name stands for; others are named."""
+    w = NMTensor.from_dense(layer.weight, n, m, dtype=dtype)
+    x = x.to(torch.bfloat16) if dtype == torch.bfloat16 else x
+    pool = cold_packed(w)
+    return candidate(
+        OURS if dtype == torch.bfloat16 else f"{OURS} {NAMES[dtype]} weights",
+        lambda: ops.nm_linear(x, next(pool)),
+        x,
+        w.to_dense(),
+        w.nbytes,
+        sparsity=1 - n / m,
+        tolerance=BF16 if dtype == torch.bfloat16 else FP32,
+        details={"kernel": _kernel(w, x.shape[0])},
+    )
+
+
+def _batch(network: Network, n: int, m: int) -> Candidate:
+    chain = network.chains[0]
+    layers = [(NMTensor.from_dense(layer.weight, n, m), layer.bias) for layer in chain.layers]
+
+    def run() -> list[Any]:
+        y = chain.x
+        for w, bias in layers:
+            y = ops.nm_linear(y, w, bias)
+        return [y]
+
+    def seconds(calls: int) -> float:
+        with torch.inference_mode():
+            return timed(run)(calls)
+
+    def output() -> Any:
+        with torch.inference_mode():
+            return flat(run())
+
+    return Candidate(
+        OURS,
+        seconds,
+        output,
+        network.reference,
+        sparsity=network.sparsity,
+        flops=network.flops,
+        details={"kernel": _kernel(layers[0][0], chain.x.shape[0])},
+    )
+
+
+def main(options: Options) -> None:
+    recorder = Recorder("nm", options.results)
+    generator = torch.Generator().manual_seed(1)
+    section = SHAPES["nm"]["decode"]
+    rows, cols = section["rows"], section["cols"]
+    for (n, m), x_rows in itertools.product(section["ratios"], section["x_rows"]):
+        layer = nm_layer(rows, cols, n, m, generator)
+        x = torch.randn(x_rows, cols, generator=generator)
+        cases = [
+            *(_decode(layer, n, m, x, d) for d in (torch.bfloat16, torch.float32, torch.int8)),
+            *(torch_dense(layer, x, dtype) for dtype in (torch.float32, torch.bfloat16)),
+            torch_int8(layer, x, torch.bfloat16),
+        ]
+        for threads in thread_counts():
+            with_threads(threads)
+            case = f"{n}:{m}, {x_rows} row{'s' * (x_rows > 1)}, {cols}-{rows}, cold"
+            recorder.add(measure(case, threads, cases + bandwidth(threads), options.effort))
+    section = SHAPES["nm"]["batch"]
+    x_rows, features = section["x_rows"], section["features"]
+    for n, m in section["ratios"]:
+        x = torch.randn(x_rows, features[0], generator=generator)
+        made = [nm_layer(b, a, n, m, generator) for a, b in itertools.pairwise(features)]
+        network = Network([Chain(x, made)], 1 - n / m)
+        dense = Network(
+            [Chain(x, [nm_layer(b, a, m, m, generator) for a, b in itertools.pairwise(features)])],
+            0.0,
+        )
+        for threads in thread_counts():
+            with_threads(threads)
+            cases = [
+                _batch(network, n, m),
+                onnxruntime(dense, threads),
+                torch_linear(dense),
+                torch_linear(dense, torch.bfloat16),
+                multiply_adds(threads),
+            ]
+            case = f"{n}:{m}, {x_rows} rows, {features[0]}-{features[1]}"
+            recorder.add(measure(case, threads, cases, options.effort))
+    recorder.save()
+
+
+if __name__ == "__main__":
+    main(options())
