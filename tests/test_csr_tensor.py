@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from sparsekern import CSRTensor, _core, _memory, _transpose
-from sparsekern.csr import DTYPE_NAMES
+from sparsekern._packed import DTYPE_NAMES
 from strategies import Spec, activations, pack, specs, stored
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

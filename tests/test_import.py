@@ -14,6 +14,7 @@ PUBLIC = {
     "CSRTensor",
     "CheckpointError",
     "ConvertResult",
+    "NMTensor",
     "Unstructured",
     "__version__",
     "autograd",

@@ -23,6 +23,7 @@ from sparsekern.checkpoint import (  # noqa: E402
 )
 from sparsekern.convert import ConvertResult, convert_  # noqa: E402
 from sparsekern.csr import CSRTensor  # noqa: E402
+from sparsekern.nm import NMTensor  # noqa: E402
 from sparsekern.patterns import Block, Unstructured  # noqa: E402
 from sparsekern.prune import prune_  # noqa: E402
 
@@ -35,6 +36,7 @@ __all__ = [
     "CSRTensor",
     "CheckpointError",
     "ConvertResult",
+    "NMTensor",
     "Unstructured",
     "__version__",
     "autograd",

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from sparsekern import _activations, _core, _memory
 from sparsekern._fuse import next_module
-from sparsekern.csr import DTYPE_NAMES, CSRTensor
+from sparsekern._packed import DTYPE_NAMES
+from sparsekern.csr import CSRTensor
 from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear
 
 VERSION = 1

@@ -18,8 +18,8 @@ from sparsekern import _core, _table
 from sparsekern._candidates import describe_dtype
 from sparsekern._checkpoint_format import read
 from sparsekern._hf import CHECKPOINT, ModelDirectory
+from sparsekern._packed import DTYPE_NAMES
 from sparsekern._sites import packed_layers
-from sparsekern.csr import DTYPE_NAMES
 
 
 @dataclass(frozen=True)

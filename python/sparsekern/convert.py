@@ -15,10 +15,11 @@ from sparsekern._candidates import Candidate, candidates_for, describe_dtype
 from sparsekern._decisions import ConvertResult, LayerDecision
 from sparsekern._examples import as_examples
 from sparsekern._fuse import fuse_
+from sparsekern._packed import DTYPE_NAMES
 from sparsekern._sites import Places, Site, as_globs, find_sites
 from sparsekern._trial import Trial, run_trials
 from sparsekern.checkpoint import unwrapped
-from sparsekern.csr import DTYPE_NAMES, check_block_rows
+from sparsekern.csr import check_block_rows
 from sparsekern.prune.calibration import Forward, feed
 from sparsekern.prune.progress import ProgressCallback
 

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import _activations, _core, ops
-from sparsekern.csr import (
-    DTYPE_NAMES,
-    CSRTensor,
-    check_block_rows,
-    check_dtype,
-    check_matrix_size,
-)
+from sparsekern._packed import DTYPE_NAMES, check_dtype, check_matrix_size
+from sparsekern.csr import CSRTensor, check_block_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Self
