@@ -205,7 +205,7 @@ def test_fake_kernels_refuse_what_the_kernels_refuse():
 
 def samples() -> dict[str, list[tuple]]:
     """Arguments for every operator; a new operator without a line here fails the test."""
-    linear, conv, down, conv_down, sddmm = [], [], [], [], []
+    linear, conv, down, conv_down, sddmm, nm = [], [], [], [], [], []
     kinds = (("float32", 1, "gelu"), ("bfloat16", 2, "relu"), ("int8", 4, "none"))
     for dtype, block_rows, activation in kinds:
         p = pack(Spec(21, 34, 0.3, dtype, block_rows))
@@ -225,6 +225,8 @@ def samples() -> dict[str, list[tuple]]:
         conv.append((image.requires_grad_(), *parts, bias, 21, 2, code))
         down.append((y.requires_grad_(), *parts, 34))
         conv_down.append((y_image.requires_grad_(), *parts, 34))
+        if dtype != "int8":
+            nm += [(x.detach(), 2, 4), (x.detach().t(), 1, 8, True), (x, 3, 16)]
         sddmm.append((y, x.requires_grad_(), p.structure, p.values.numel()))
     return {
         "csr_linear": linear,
@@ -232,6 +234,7 @@ def samples() -> dict[str, list[tuple]]:
         "csr_linear_transposed": down,
         "csr_conv2d_transposed": conv_down,
         "csr_sddmm": sddmm,
+        "nm_mask": nm,
     }
 
 

@@ -23,7 +23,7 @@ from sparsekern.checkpoint import (  # noqa: E402
 )
 from sparsekern.convert import ConvertResult, convert_  # noqa: E402
 from sparsekern.csr import CSRTensor  # noqa: E402
-from sparsekern.patterns import Block, Unstructured  # noqa: E402
+from sparsekern.patterns import NM, Block, Unstructured  # noqa: E402
 from sparsekern.prune import prune_  # noqa: E402
 
 # A function and its module have one name. A module is bound to its name in the package when it is
@@ -31,6 +31,7 @@ from sparsekern.prune import prune_  # noqa: E402
 from sparsekern.report import report  # noqa: E402
 
 __all__ = [
+    "NM",
     "Block",
     "CSRTensor",
     "CheckpointError",
