@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "NumPy-level access to sparsekern's core: packing, inspection, instruction sets.";
   sparsekern::bind::RegisterIsa(m);
   sparsekern::bind::RegisterCsr(m);
+  sparsekern::bind::RegisterNmMask(m);
 }
