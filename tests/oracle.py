@@ -307,3 +307,16 @@ def sddmm(grad: Array, x: Array, matrix: Csr | Nm, values: int) -> Expected:
     magnitude[at] = np.abs(products).sum(axis=0)
     terms[at] = grad.shape[0]
     return Expected(value, magnitude, terms)
+
+
+def nm_mask(score: Array, n: int, m: int) -> NDArray[np.bool_]:
+    """The n largest of every m along the last axis, group by group, by sorting (value, index)."""
+    score = np.asarray(score, np.float64)
+    rows = score.reshape(-1, score.shape[-1])
+    kept = np.zeros(rows.shape, np.bool_)
+    for row, out in zip(rows, kept, strict=True):
+        for begin in range(0, len(row), m):
+            group = [(math.isnan(v), 0.0 if math.isnan(v) else -v) for v in row[begin : begin + m]]
+            for i in sorted(range(len(group)), key=lambda i: (group[i], i))[:n]:
+                out[begin + i] = True
+    return kept.reshape(score.shape)

@@ -161,6 +161,14 @@ def test_prune_with_calibration_pattern_and_globs(bert: Path, text: Path, tmp_pa
     assert (kept.any(1) == kept.all(1)).all()
 
 
+def test_prune_to_n_of_every_m(bert: Path, tmp_path: Path):
+    shown = run("prune", bert, "-o", tmp_path / "out", "--pattern", "1:4")
+    assert "NM(1:4)" in shown
+    model = load_pretrained(tmp_path / "out")
+    groups = model.bert.encoder.layer[0].intermediate.dense.weight.reshape(-1, 4)
+    assert ((groups != 0).sum(1) == 1).all()
+
+
 def test_bench_of_a_dense_and_of_a_converted_directory(pruned: Path, converted: Path):
     options = ("--tokens", 8, "--seconds", 0)
     assert "whole model" in run("bench", pruned, *options)
@@ -380,7 +388,9 @@ def test_wrong_options(bert: Path, text: Path, tmp_path: Path):
     def convert(*options: object) -> str:
         return run("convert", bert, "-o", tmp_path / "out", *options, code=2)
 
-    assert "--pattern must be one of" in prune("--pattern", "2:4")
+    assert "--pattern must be one of" in prune("--pattern", "2:4:8")
+    assert "NM: m must be one of 2, 4, 8, 16, 32, got 5" in prune("--pattern", "2:5")
+    assert "--sparsity must be left out" in prune("--pattern", "2:4", "--sparsity", 0.5)
     assert "sparsity must be in [0, 1]" in prune("--sparsity", 1.5)
     assert "calibration must be given" in prune("--score", "wanda")
     assert "score must be one of" in prune("--score", "luck")

@@ -205,7 +205,7 @@ def test_fake_kernels_refuse_what_the_kernels_refuse():
 
 def samples() -> dict[str, list[tuple]]:
     """Arguments for every operator; a new operator without a line here fails the test."""
-    linear, conv, down, conv_down, sddmm = [], [], [], [], []
+    linear, conv, down, conv_down, sddmm, nm = [], [], [], [], [], []
     kinds = (("float32", 1, "gelu"), ("bfloat16", 2, "relu"), ("int8", 4, "none"))
     for dtype, block_rows, activation in kinds:
         p = pack(Spec(21, 34, 0.3, dtype, block_rows))
@@ -225,13 +225,36 @@ def samples() -> dict[str, list[tuple]]:
         conv.append((image.requires_grad_(), *parts, bias, 21, 2, code))
         down.append((y.requires_grad_(), *parts, 34))
         conv_down.append((y_image.requires_grad_(), *parts, 34))
+        if dtype != "int8":
+            nm += [(x.detach(), 2, 4), (x.detach().t(), 1, 8, True), (x, 3, 16)]
         sddmm.append((y, x.requires_grad_(), p.structure, p.values.numel()))
+    nm_linear, nm_down = [], []
+    for dtype, (n, m), activation in (
+        (torch.float32, (2, 4), "gelu"),
+        (torch.bfloat16, (1, 16), "relu"),
+        (torch.int8, (3, 8), "none"),
+    ):
+        w = sk.NMTensor.from_dense(activations((21, 34)), n, m, strict=False, dtype=dtype)
+        x_dtype = "bfloat16" if dtype == torch.bfloat16 else "float32"
+        values = w.values if dtype == torch.int8 else w.values.requires_grad_()
+        bias = activations((21,)).requires_grad_() if dtype == torch.float32 else None
+        x, y = activations((5, 34), x_dtype), activations((5, 21), x_dtype)
+        parts = (values, w.structure, w.scale)
+        nm_linear.append((x.requires_grad_(), *parts, bias, 21, ACTIVATIONS.index(activation)))
+        nm_down.append((y.requires_grad_(), *parts, 34))
+    w = sk.NMTensor.from_dense(activations((21, 34)), 2, 4, strict=False)
+    pair = (activations((5, 21)).requires_grad_(), activations((5, 34)).requires_grad_())
+    nm_sddmm = [(*pair, w.structure, w.values.numel())]
     return {
+        "nm_linear": nm_linear,
+        "nm_linear_transposed": nm_down,
+        "nm_sddmm": nm_sddmm,
         "csr_linear": linear,
         "csr_conv2d": conv,
         "csr_linear_transposed": down,
         "csr_conv2d_transposed": conv_down,
         "csr_sddmm": sddmm,
+        "nm_mask": nm,
     }
 
 

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, m) {
   sparsekern::bind::RegisterIsa(m);
   sparsekern::bind::RegisterCsr(m);
   sparsekern::bind::RegisterNm(m);
+  sparsekern::bind::RegisterNmMask(m);
 }

@@ -13,7 +13,7 @@ from sparsekern._core import __version__
 
 _library.load()  # what follows needs the operators
 
-from sparsekern import autograd, distill, nn, ops  # noqa: E402
+from sparsekern import _autograd_nm, autograd, distill, nn, ops  # noqa: E402, F401
 from sparsekern._hf import load_pretrained  # noqa: E402
 from sparsekern.checkpoint import (  # noqa: E402
     CheckpointError,
@@ -24,7 +24,7 @@ from sparsekern.checkpoint import (  # noqa: E402
 from sparsekern.convert import ConvertResult, convert_  # noqa: E402
 from sparsekern.csr import CSRTensor  # noqa: E402
 from sparsekern.nm import NMTensor  # noqa: E402
-from sparsekern.patterns import Block, Unstructured  # noqa: E402
+from sparsekern.patterns import NM, Block, Unstructured  # noqa: E402
 from sparsekern.prune import prune_  # noqa: E402
 
 # A function and its module have one name. A module is bound to its name in the package when it is
@@ -32,6 +32,7 @@ from sparsekern.prune import prune_  # noqa: E402
 from sparsekern.report import report  # noqa: E402
 
 __all__ = [
+    "NM",
     "Block",
     "CSRTensor",
     "CheckpointError",

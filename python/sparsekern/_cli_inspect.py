@@ -18,6 +18,7 @@ from sparsekern import _core, _table
 from sparsekern._candidates import describe_dtype
 from sparsekern._checkpoint_format import read
 from sparsekern._hf import CHECKPOINT, ModelDirectory
+from sparsekern._nm_mask import GROUP_SIZES
 from sparsekern._packed import DTYPE_NAMES
 from sparsekern._sites import packed_layers
 
@@ -152,7 +153,7 @@ def facts() -> dict[str, Any]:
 
 
 def _kernels() -> list[str]:
-    """The kernels that selection picks here, over dtypes, block rows and few or many rows of x."""
+    """The kernels that selection picks here, over dtypes, block and group sizes and rows of x."""
     weight = np.ones((4, 16), np.float32)
     found: dict[str, None] = {}
     for dtype in DTYPE_NAMES.values():
@@ -163,4 +164,7 @@ def _kernels() -> list[str]:
                 for int8_x in {False, dtype == "int8"}:
                     found[_core.csr_kernel(structure, dtype, x_rows, False, int8_x)] = None
                     found[_core.csr_kernel(structure, dtype, x_rows, True, int8_x)] = None
+        if dtype != "int8":
+            for m in GROUP_SIZES:
+                found[_core.nm_mask_kernel(m, dtype)] = None
     return sorted(found)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import glob
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sparsekern import _cli_inspect, _cli_models
 from sparsekern._sites import as_globs, find_sites
 from sparsekern.convert import convert_
-from sparsekern.patterns import Block, Pattern, Unstructured
+from sparsekern.patterns import NM, Block, Pattern, Unstructured
 from sparsekern.prune import prune_
 from sparsekern.report import report
 
@@ -130,8 +131,16 @@ def prune(
     model: Model = None,
     entry: Entry = None,
     weights: Weights = None,
-    sparsity: Annotated[float, typer.Option(help="Share of weights to prune, 0 to 1.")] = 0.8,
-    pattern: Annotated[str, typer.Option(help="unstructured, block2 or block4.")] = "unstructured",
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of weights to prune, 0 to 1; default 0.8. N:M patterns take none."
+        ),
+    ] = None,
+    pattern: Annotated[
+        str,
+        typer.Option(help="unstructured, block2, block4, or N:M, such as 2:4: keep N of every M."),
+    ] = "unstructured",
     score: Annotated[str, typer.Option(help="magnitude, wanda or sparsegpt.")] = "magnitude",
     calibration: Annotated[
         Path | None, typer.Option(help="Text file, for wanda and sparsegpt.")
@@ -145,11 +154,8 @@ def prune(
 
     Only layers that can be packed are pruned: not, say, an output layer tied to an embedding.
     """
-    if pattern not in _PATTERNS:
-        raise ValueError(f"--pattern must be one of {', '.join(_PATTERNS)}, got {pattern!r}")
+    chosen = _pattern(pattern, sparsity)
     _cli_models.check_output(output, model, force)
-    rows = _PATTERNS[pattern]
-    chosen: Pattern = Unstructured(sparsity) if rows == 1 else Block(rows, sparsity)
     _say("loading the model")
     source = _cli_models.open_source(model, entry, weights)
     if source.directory is not None and source.directory.converted:
@@ -300,6 +306,19 @@ def info(
         values = value if isinstance(value, list) else [value]
         text = f"\n{'':{width}}  ".join(map(str, values)) if name == "kernels" else None
         typer.echo(f"{name:{width}}  {text or ' '.join(map(str, values))}")
+
+
+def _pattern(name: str, sparsity: float | None) -> Pattern:
+    """The pattern of --pattern and --sparsity."""
+    kept = re.fullmatch(r"(\d+):(\d+)", name)
+    if kept is not None:
+        if sparsity is not None:
+            raise ValueError(f"--sparsity must be left out with --pattern {name}, got {sparsity}")
+        return NM(int(kept[1]), int(kept[2]))
+    if name not in _PATTERNS:
+        raise ValueError(f"--pattern must be one of {', '.join(_PATTERNS)}, N:M, got {name!r}")
+    share = 0.8 if sparsity is None else sparsity
+    return Unstructured(share) if _PATTERNS[name] == 1 else Block(_PATTERNS[name], share)
 
 
 def _dtypes(names: list[str] | None) -> list[torch.dtype]:

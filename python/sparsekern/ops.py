@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions over the operators ``torch.ops.sparsekern.*``, and the operators' fake kernels.
 
-The functions take a `CSRTensor` or `NMTensor` and names; the operators take its parts and codes, and are what
-``torch.compile`` and ``torch.export`` see. Both are differentiable (`sparsekern.autograd`).
+The functions take a `CSRTensor` or `NMTensor` and names; the operators take its parts and codes,
+and are what ``torch.compile`` and ``torch.export`` see. Products are differentiable
+(`sparsekern.autograd`).
 
-With csr, a pruned weight contributes nothing, whatever x holds there, infinities and NaN too; a kept weight,
-an explicit zero too, multiplies as IEEE 754 says. Sums are in float32.
+With csr, a pruned weight contributes nothing, whatever x holds there, infinities and NaN too; a
+kept weight, an explicit zero too, multiplies as IEEE 754 says, and so does every weight that an N:M
+matrix stores. Sums are in float32.
 """
 
 from __future__ import annotations
@@ -19,10 +21,19 @@ from torch.autograd import forward_ad
 
 from sparsekern import _activations
 from sparsekern._library import translated
+from sparsekern._nm_mask import nm_mask
+from sparsekern._nm_transposable import nm_mask_transposable
 from sparsekern.csr import CSRTensor
 from sparsekern.nm import NMTensor
 
-__all__ = ["csr_conv2d", "csr_linear", "csr_sddmm", "nm_linear"]
+__all__ = [
+    "csr_conv2d",
+    "csr_linear",
+    "csr_sddmm",
+    "nm_linear",
+    "nm_mask",
+    "nm_mask_transposable",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

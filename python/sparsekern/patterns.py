@@ -7,6 +7,7 @@ pattern object serves every layer. Masks follow three rules:
 * **Exact counts.** With ``scope="layer"``, ``round(sparsity * units)`` units of the matrix are
   pruned; with ``scope="row"``, ``round(sparsity * in)`` of every row of units. A unit is one weight
   (`Unstructured`) or one column of a group of rows (`Block`). Halves round to even, as in Python.
+  `NM` keeps n of every m weights of a row, whatever the scope.
 * **Ties.** Between equal scores, the lower row-major index is kept. -0.0 equals 0.0.
 * **NaN.** A NaN score ranks below every number, -inf included: it is pruned first and never beats
   a number. This is a rule about scores. `sparsekern.prune` gives a weight that is itself NaN or
@@ -23,7 +24,10 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Pattern", "Unstructured"]
+from sparsekern._nm_mask import check_group, nm_mask
+from sparsekern._order import sort_keys
+
+__all__ = ["NM", "Block", "Pattern", "Unstructured"]
 
 _SCOPES = ("layer", "row")
 _P = TypeVar("_P", bound="Pattern")
@@ -36,17 +40,6 @@ def _check_sparsity(owner: str, sparsity: object) -> None:
         raise ValueError(f"{owner}: sparsity must be in [0, 1], got {sparsity}")
 
 
-def _sort_keys(score: Tensor) -> Tensor:
-    """Integers in the order of `score`, NaN lowest: the bits of an IEEE number, made monotone."""
-    if score.dtype not in (torch.float32, torch.float64):
-        score = score.float()
-    integer = torch.int32 if score.dtype == torch.float32 else torch.int64
-    info = torch.iinfo(integer)
-    bits = (score + 0.0).view(integer)  # + 0.0 turns -0.0 into 0.0
-    keys = torch.where(bits >= 0, bits, bits ^ info.max)
-    return keys.masked_fill_(score.isnan(), info.min)
-
-
 def keep_largest(score: Tensor, pruned: int, *, per_row: bool) -> Tensor:
     """Mask that drops the `pruned` lowest scores of the whole matrix, or of each row.
 
@@ -54,7 +47,7 @@ def keep_largest(score: Tensor, pruned: int, *, per_row: bool) -> Tensor:
     sorting: the threshold comes from a k-th value, then ties keep the lower index.
     """
     rows, columns = score.shape
-    keys = _sort_keys(score) if per_row else _sort_keys(score).reshape(1, rows * columns)
+    keys = sort_keys(score) if per_row else sort_keys(score).reshape(1, rows * columns)
     total = keys.shape[1]
     if not 0 <= pruned <= total:
         raise ValueError(f"keep_largest: pruned must be in [0, {total}], got {pruned}")
@@ -90,13 +83,23 @@ class Pattern:
 
     def __post_init__(self) -> None:
         if type(self) is Pattern:
-            raise TypeError("Pattern: is abstract; choose Unstructured or Block")
+            raise TypeError("Pattern: is abstract; choose Unstructured, Block or NM")
         _check_sparsity(type(self).__name__, self.sparsity)
 
     @property
     def group_rows(self) -> int:
         """Consecutive output rows that share one column pattern."""
         return 1
+
+    @property
+    def group_columns(self) -> int | None:
+        """Inputs that a fixed number of weights is kept of; None where any number may be."""
+        return None
+
+    @property
+    def label(self) -> str:
+        """The pattern without its sparsity, for tables."""
+        return type(self).__name__
 
     def with_sparsity(self: _P, sparsity: float) -> _P:
         """The same pattern at another sparsity in [0, 1]."""
@@ -138,6 +141,14 @@ class Pattern:
             TypeError: `score` is not a floating-point tensor.
             ValueError: `score` is not a matrix, or `scope` is unknown.
         """
+        self._check_mask_arguments(score, scope)
+        score = score.detach()
+        units = self.unit_scores(score)
+        per_row = scope == "row"
+        count = round(self.sparsity * (units.shape[1] if per_row else units.numel()))
+        return self.expand(keep_largest(units, count, per_row=per_row), score.shape[0])
+
+    def _check_mask_arguments(self, score: Tensor, scope: str) -> None:
         owner = type(self).__name__
         if not isinstance(score, Tensor) or not score.is_floating_point():
             got = score.dtype if isinstance(score, Tensor) else type(score).__name__
@@ -148,11 +159,6 @@ class Pattern:
             raise ValueError(f"{owner}: scope must be one of {_SCOPES}, got {scope!r}")
         if score.device.type == "meta":
             raise ValueError(f"{owner}: score must hold data, got a tensor on the meta device")
-        score = score.detach()
-        units = self.unit_scores(score)
-        per_row = scope == "row"
-        count = round(self.sparsity * (units.shape[1] if per_row else units.numel()))
-        return self.expand(keep_largest(units, count, per_row=per_row), score.shape[0])
 
 
 @dataclass(frozen=True)
@@ -188,3 +194,77 @@ class Block(Pattern):
     def group_rows(self) -> int:
         """Consecutive output rows that share one column pattern: `rows`."""
         return self.rows
+
+    @property
+    def label(self) -> str:
+        """Block, or Block(2) and Block(4)."""
+        return f"Block({self.rows})" if self.rows > 1 else "Block"
+
+
+@dataclass(frozen=True)
+class NM(Pattern):
+    """N:M: of every m consecutive inputs of an output row, n weights are KEPT.
+
+    So `NM(2, 4)` is the 2:4 of the GPUs that have it. Wanda and its descendants mean N zeros in M:
+    their 1:4 is `NM(3, 4)`. Groups begin at the first input of each row; when m does not divide the
+    number of inputs, the last group of k keeps min(n, k), and the layer's sparsity is that much
+    below `sparsity`.
+
+    Args:
+        n: weights to keep of each group, in [1, m - 1].
+        m: size of a group: 2, 4, 8, 16 or 32.
+
+    Raises:
+        TypeError: n or m is not an integer.
+        ValueError: n out of range.
+        NotImplementedError: another m.
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        check_group("NM", self.n, self.m)
+        super().__post_init__()
+
+    @property
+    def sparsity(self) -> float:
+        """1 - n / m, the share pruned of a whole group."""
+        return 1.0 - self.n / self.m
+
+    @property
+    def group_columns(self) -> int:
+        """Inputs that n weights are kept of: `m`."""
+        return self.m
+
+    @property
+    def label(self) -> str:
+        """NM(2:4)."""
+        return f"NM({self.n}:{self.m})"
+
+    def with_sparsity(self, sparsity: float) -> NM:
+        """Refused: n and m are the sparsity.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"NM: sparsity must stay 1 - n / m = {self.sparsity:g}, got {sparsity}; choose other n "
+            "and m"
+        )
+
+    def mask(self, score: Tensor, scope: str = "layer") -> Tensor:
+        """Choose what to keep: the n largest scores of each group, by `sparsekern.ops.nm_mask`.
+
+        Args:
+            score: [out, in], floating point; larger is more important.
+            scope: "layer" or "row"; both give the same mask, since only a group is compared.
+
+        Returns:
+            bool [out, in] on the score's device, True = kept; ties and NaN as the module says.
+
+        Raises:
+            TypeError, ValueError: as `Pattern.mask`.
+        """
+        self._check_mask_arguments(score, scope)
+        return nm_mask(score, self.n, self.m, score=score)

@@ -81,13 +81,15 @@ class GradualPruner:
     Weights already pruned are zero and so rank last: once pruned, always pruned.
 
     Args:
-        patterns: as in `prune_`. The largest sparsity among them must equal `schedule.final`;
-            a layer with a smaller one follows the schedule scaled to end at its own.
+        patterns: as in `prune_`, but `NM`. The largest sparsity among them must equal
+            `schedule.final`; a layer with a smaller one follows the schedule scaled to end at its
+            own.
         optimizer: gets a `MaskKeeper` (`self.keeper`).
         scope, allocation: as in `prune_` ("sensitivity" needs calibration and is not offered).
 
     Raises:
-        ValueError: the patterns end elsewhere than the schedule; and as in `prune_`.
+        ValueError: the patterns end elsewhere than the schedule, or hold an `NM`, whose sparsity
+            is fixed; and as in `prune_`.
     """
 
     def __init__(
@@ -105,6 +107,13 @@ class GradualPruner:
                 f"GradualPruner: allocation must be 'uniform' or 'erk', got {allocation!r}"
             )
         layers = select_layers("GradualPruner", model, patterns)
+        for layer in layers:
+            if layer.pattern.group_columns is not None:
+                raise ValueError(
+                    "GradualPruner: patterns must have a sparsity that can rise, got "
+                    f"{layer.pattern.label} for layer {layer.name!r}; prune_ once and train under "
+                    "a MaskKeeper"
+                )
         target = max((layer.pattern.sparsity for layer in layers), default=schedule.final)
         if target != schedule.final:
             raise ValueError(

@@ -41,9 +41,15 @@ class Layer:
         weight = self.weight.detach().flatten(1)
         return weight if weight.dtype == torch.float64 else weight.float()
 
+    def chosen(self) -> Pattern:
+        """The pattern at this layer's sparsity, which `NM` alone does not leave open."""
+        if self.pattern.group_columns is not None:
+            return self.pattern
+        return self.pattern.with_sparsity(self.sparsity)
+
     def mask(self, score: Tensor, scope: str) -> Tensor:
         """The pattern's mask at this layer's sparsity, bool [out, in]."""
-        return self.pattern.with_sparsity(self.sparsity).mask(score, scope)
+        return self.chosen().mask(score, scope)
 
 
 def is_prunable(module: nn.Module) -> bool:

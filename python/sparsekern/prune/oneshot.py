@@ -42,7 +42,8 @@ def prune_(
     Only values change: modules, parameters and their types stay. A convolution's weight is pruned
     as `weight.flatten(1)`. A tied weight or shared module is pruned once, with the statistics of
     all its uses. A NaN or infinite weight is never pruned (nor the rest of its `Block` unit), so
-    such a layer may stay below its sparsity. Biases are left alone.
+    such a layer may stay below its sparsity, and such a group of `NM` keep more than n. Biases are
+    left alone.
 
     Args:
         model: any module on any device (not meta).
@@ -56,12 +57,15 @@ def prune_(
             position to a SentenceTransformer). Batches are not moved between devices. Padding
             tokens count like any other input, so batches of equal length calibrate best.
         scope: what is compared: "layer", "row" (each row, or group of rows, keeps equally many)
-            or "global" (all layers of an entry). None: "row" for "wanda", else "layer".
+            or "global" (all layers of an entry). None: "row" for "wanda", else "layer". `NM`
+            compares within its groups under "layer" and "row", and refuses "global".
         allocation: "uniform"; "erk" (Evci et al. 2020); "sensitivity" (measured output error, see
-            `sparsekern.prune.allocation.equalize`). "global" chooses ratios by itself.
+            `sparsekern.prune.allocation.equalize`). "global" chooses ratios by itself. `NM`, whose
+            ratio is n / m, takes "uniform" only.
         forward: `forward(model, batch)` runs one batch its own way.
         progress: True writes a line to standard error; or a callable given (done, total, name).
-        blocksize: columns per mask decision of "sparsegpt".
+        blocksize: columns per mask decision of "sparsegpt"; with `NM` a decision is per group, and
+            this only says how many columns are updated at once.
         damping: share of the mean diagonal added to the Hessian of "sparsegpt".
         sequential: False: statistics of all layers come from the dense model in one pass (more
             passes only where `hessian_bytes` demands it; then later layers see earlier ones
@@ -100,6 +104,7 @@ def prune_(
         needs = f"score={score!r}" if score != "magnitude" else f"allocation={allocation!r}"
         raise ValueError(f"prune_: calibration must be given for {needs}, got None")
     layers = select_layers("prune_", model, patterns)
+    _check_fixed(layers, scope, allocation)
     run = _Run(model, layers, score, calibration, forward or feed, damping, sequential)
     run.check_memory(hessian_bytes, allocation == "sensitivity")
     with torch.no_grad():
@@ -117,6 +122,18 @@ def prune_(
             meter.advance(layer.name)
     ordered = {layer.name: masks[layer.name] for layer in layers}
     return summarize(layers, ordered)
+
+
+def _check_fixed(layers: list[Layer], scope: str, allocation: str) -> None:
+    """Raise where ratios would be chosen for a pattern that has one already."""
+    for layer in layers:
+        if layer.pattern.group_columns is None:
+            continue
+        fixed = f"with {layer.pattern.label}, whose sparsity is fixed (layer {layer.name!r})"
+        if scope == "global":
+            raise ValueError(f"prune_: scope must be 'layer' or 'row' {fixed}, got 'global'")
+        if allocation != "uniform":
+            raise ValueError(f"prune_: allocation must be 'uniform' {fixed}, got {allocation!r}")
 
 
 class _Run:
@@ -211,8 +228,7 @@ class _Run:
         if self.score == "sparsegpt":
             assert statistics is not None
             factor = inverse_factor(statistics.total[layer], self.damping, layer.name)
-            pattern = layer.pattern.with_sparsity(layer.sparsity)
-            new, mask = sparsegpt(weight, factor, pattern, scope, blocksize)
+            new, mask = sparsegpt(weight, factor, layer.chosen(), scope, blocksize)
             layer.weight.copy_(new.reshape(layer.weight.shape))
         else:
             mask = layer.mask(self.scores(layer, statistics), scope)

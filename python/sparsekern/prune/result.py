@@ -80,11 +80,9 @@ def summarize(layers: list[Layer], masks: dict[str, Tensor]) -> PruneResult:
     results = []
     for layer in layers:
         weight = layer.weight
-        kind = type(layer.pattern).__name__
-        if layer.pattern.group_rows > 1:
-            kind += f"({layer.pattern.group_rows})"
+        label = layer.pattern.label
         results.append(
-            LayerResult(layer.name, tuple(weight.shape), kind, layer.sparsity, _zeros(weight))
+            LayerResult(layer.name, tuple(weight.shape), label, layer.sparsity, _zeros(weight))
         )
     return PruneResult(tuple(results), masks)
 

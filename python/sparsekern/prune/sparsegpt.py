@@ -62,14 +62,17 @@ def sparsegpt(
     The mask is chosen for `blocksize` columns at a time, from the weights as updated so far, over
     all rows ("layer", as in the paper) or within each ("row"). Counts are exact: each block takes
     its share of the running total. `Block` patterns average the cost over their rows; the update
-    needs no change, since H is common to all rows.
+    needs no change, since H is common to all rows. `NM` patterns choose at every m-th column, for
+    the m columns from there on (section 3.4 of the paper): in each row the m - n of least
+    (w_j / U[j, j])^2 are pruned, by the weights as updated up to that column.
 
     Args:
         weight: [out, in], float32 or float64.
         factor: U from `inverse_factor`, [in, in].
         pattern: what shares a mask, and the sparsity.
         scope: "layer" or "row".
-        blocksize: columns per mask decision, at least 1.
+        blocksize: columns per mask decision, at least 1; with `NM`, columns per update of those
+            behind, rounded down to whole groups (one at least).
 
     Returns:
         The new weight [out, in] (pruned entries 0) and its mask (bool, True = kept).
@@ -81,17 +84,28 @@ def sparsegpt(
     per_row = scope == "row"
     unit_rows = 1 if per_row else -(-rows // pattern.group_rows)
     rate = pattern.sparsity * unit_rows
+    group = pattern.group_columns
+    if group is not None:
+        blocksize = max(group, blocksize - blocksize % group)
     for begin in range(0, columns, blocksize):
         end = min(begin + blocksize, columns)
         block = work[begin:end]
         local = upper[begin:end, begin:end]
-        old = block.t()
-        score = protect_nonfinite(old, (old / local.diagonal()).square())
-        count = round(rate * end) - round(rate * begin)
-        mask = keep_largest(pattern.unit_scores(score), count, per_row=per_row)
-        mask = keep_nonfinite(old, pattern.expand(mask, rows), pattern).t()
+        if group is None:
+            old = block.t()
+            score = protect_nonfinite(old, (old / local.diagonal()).square())
+            count = round(rate * end) - round(rate * begin)
+            chosen = keep_largest(pattern.unit_scores(score), count, per_row=per_row)
+            mask = keep_nonfinite(old, pattern.expand(chosen, rows), pattern).t()
+        else:
+            mask = torch.ones_like(block, dtype=torch.bool)
         errors = torch.zeros_like(block)
         for j in range(end - begin):
+            if group is not None and j % group == 0:
+                old = block[j : j + group].t()
+                score = (old / local.diagonal()[j : j + group]).square()
+                chosen = pattern.mask(protect_nonfinite(old, score))
+                mask[j : j + group] = keep_nonfinite(old, chosen, pattern).t()
             error = (block[j] / local[j, j]).masked_fill(mask[j], 0.0)
             errors[j] = error
             block[j + 1 :].addr_(local[j, j + 1 :], error, alpha=-1.0)
