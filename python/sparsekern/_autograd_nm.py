@@ -98,11 +98,15 @@ def _save_sddmm(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _nm_sddmm_backward(ctx: Any, grad_values: Tensor) -> _Grads:
     grad, x, structure = ctx.saved_tensors
+    # What arrives for padding entries is not the gradient of a weight: only stored ones count.
+    ones = grad.new_ones((1, grad.shape[1])), x.new_ones((1, x.shape[1]))
+    stored = _ops.nm_sddmm(*ones, structure, grad_values.numel())
+    weights = torch.where(stored > 0, grad_values, 0.0)
     grad_grad = grad_x = None
     if ctx.needs_input_grad[0]:
-        grad_grad = _ops.nm_linear(x, grad_values, structure, None, None, grad.shape[1])
+        grad_grad = _ops.nm_linear(x, weights, structure, None, None, grad.shape[1])
     if ctx.needs_input_grad[1]:
-        grad_x = _ops.nm_linear_transposed(grad, grad_values, structure, None, x.shape[1])
+        grad_x = _ops.nm_linear_transposed(grad, weights, structure, None, x.shape[1])
     return grad_grad, grad_x, None, None
 
 
