@@ -26,6 +26,7 @@ PROGRAMS = {
     "decode": "bench_decode.py",
     "isa": "bench_isa.py",
     "pack": "bench_pack.py",
+    "nm_mask": "bench_nm_mask.py",
     "overhead": "bench_overhead.py",
     "cpp": "cpp_records.py",
     "model": "model_records.py",
