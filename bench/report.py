@@ -53,6 +53,7 @@ _TITLES = {
     "isa": "Instruction sets, forced",
     "isa_avx2": "AVX2 against dense fp32 held to AVX2",
     "pack": "Packing, 1 thread",
+    "nm_mask": "N:M masks (N of M are kept), fp32",
     "overhead": "Cost of a call, 1 thread",
     "cpp": "From C++",
 }

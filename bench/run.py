@@ -27,6 +27,7 @@ PROGRAMS = {
     "nm": "bench_nm.py",
     "isa": "bench_isa.py",
     "pack": "bench_pack.py",
+    "nm_mask": "bench_nm_mask.py",
     "overhead": "bench_overhead.py",
     "cpp": "cpp_records.py",
     "model": "model_records.py",

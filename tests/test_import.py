@@ -10,6 +10,7 @@ import pytest
 import sparsekern as sk
 
 PUBLIC = {
+    "NM",
     "Block",
     "CSRTensor",
     "CheckpointError",

@@ -245,3 +245,13 @@ def test_operator_refuses_and_so_does_its_fake(arguments, text):
         operator(*arguments)
     with pytest.raises((TypeError, NotImplementedError, ValueError), match="nm_mask: "):
         operator(arguments[0].to("meta"), *arguments[1:])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+def test_compiles_into_one_graph():
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def masked(w: torch.Tensor) -> torch.Tensor:
+        return w * ops.nm_mask(w, 2, 4, 0)
+
+    w = activations((10, 6))
+    assert torch.equal(masked(w), w * ops.nm_mask(w, 2, 4, 0))

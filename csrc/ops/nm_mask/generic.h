@@ -9,7 +9,8 @@
 // index for ties. It costs a transposition of 4x4 on the way in, two shuffles a vector; on the way
 // out, four elements of a group are the four bytes of one lane.
 //
-// Up to m = 8 the limit is memory: 4 bytes read and 1 written per weight.
+// Up to m = 4 the limit is memory: 4 bytes read and 1 written per weight. docs/kernels.md has
+// figures.
 //
 // V offers, over int32 lanes in parts of 128 bits: kLanes; Reg; Set1, And, Xor, Sub; Sign (-1 where
 // negative, else 0); Load and LoadHalf of kLanes elements (16 bits become the upper half of a
