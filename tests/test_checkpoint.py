@@ -117,6 +117,7 @@ def test_what_a_file_holds(path):
         "bias": True,
         "fused": False,
         "int8_activations": False,
+        "pattern": "",
     }
     parts = held["body.0.values"].numpy(), held["body.0.structure"].numpy()
     levels = oracle.read_csr(*parts, "int8").dense

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,11 @@ from torch import Tensor, nn
 from sparsekern._cast import CastConv2d, CastLinear
 from sparsekern._sites import Site
 from sparsekern.csr import CSRTensor
-from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear
+from sparsekern.nm import GROUP_SIZES, NMTensor
+from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear, NMLinear
+from sparsekern.nn._layer import trainable
 
+_T = TypeVar("_T", CSRTensor, NMTensor)
 _FILL = 1.05  # blocks may store this many times the nonzero weights: 5 % of explicit zeros
 
 
@@ -24,7 +28,7 @@ class Candidate:
     Attributes:
         label: names the form; equal labels of different sites are tried together. "dense" is
             the weight as it is.
-        format: "csr" or "dense".
+        format: "csr", "nm" or "dense".
         block_rows: outputs that share a pattern; 0 for dense.
         modules: what would stand for `site.modules`, in that order.
         nbytes: of the weight.
@@ -73,12 +77,15 @@ def candidates_for(
     result: list[Candidate] = []
     if packed:
         blocks = block_structure(site.dense) if block_rows == "auto" else [int(block_rows)]
+        linear = not any(isinstance(module, nn.Conv2d) for module in site.modules)
+        patterns = nm_patterns(site.dense) if linear and block_rows in ("auto", 1) else []
         finite = torch.int8 not in allowed or bool(site.dense.isfinite().all())
         for dtype in [own, *(d for d in allowed if d != own)]:
             if dtype == torch.int8 and not finite:
                 continue
             int8_x = int8_activations and dtype == torch.int8
             result += [_packed(site, dtype, rows, int8_x) for rows in blocks]
+            result += [_packed_nm(site, dtype, *pattern) for pattern in patterns]
     casts = [d for d in allowed if d.is_floating_point and d.itemsize < own.itemsize]
     for dtype in casts:
         result.append(_cast(site, dtype, allowed=True))
@@ -106,13 +113,42 @@ def block_structure(dense: Tensor) -> list[int]:
     return found
 
 
+def nm_patterns(dense: Tensor) -> list[tuple[int, int]]:
+    """The N:M pattern that a matrix's zeros have, or none.
+
+    A pattern stores N of M whatever is zero there: only one that stores at most 5 % more than the
+    nonzero weights counts. Of several the one with the smallest groups, which has the shortest
+    indices.
+    """
+    kept = dense != 0
+    nonzero = int(kept.sum())
+    for m in GROUP_SIZES:
+        if m > kept.shape[1]:
+            break
+        groups = nn.functional.pad(kept, (0, -kept.shape[1] % m)).reshape(len(kept), -1, m).sum(-1)
+        n = int(groups.max())
+        if 0 < n < m and n * groups.numel() <= _FILL * nonzero:
+            return [(n, m)]
+    return []
+
+
+def _packed_nm(site: Site, dtype: torch.dtype, n: int, m: int) -> Candidate:
+    assert site.dense is not None
+    packed = NMTensor.from_dense(site.dense, n, m, dtype=dtype)
+    packed = _trained_as(site, packed)
+    modules: list[nn.Module] = []
+    for module in site.modules:
+        bias = module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        modules.append(NMLinear.from_packed(packed, bias).train(module.training))
+    label = f"nm {n}:{m} {describe_dtype(dtype)}"
+    return Candidate(label, "nm", 1, tuple(modules), packed.nbytes)
+
+
 def _packed(site: Site, dtype: torch.dtype, block_rows: int, int8_x: bool) -> Candidate:
     assert site.dense is not None
     packed = CSRTensor.from_dense(site.dense, block_rows=block_rows, dtype=dtype)
-    first = site.modules[0]
-    assert isinstance(first.weight, Tensor)
-    trained = first.weight.requires_grad and dtype != torch.int8
-    packed.values = nn.Parameter(packed.values, requires_grad=trained)
+    packed = _trained_as(site, packed)
     modules: list[nn.Module] = []
     for module in site.modules:
         bias = module.bias
@@ -126,6 +162,12 @@ def _packed(site: Site, dtype: torch.dtype, block_rows: int, int8_x: bool) -> Ca
     rows = f" r{block_rows}" if block_rows > 1 else ""
     label = f"csr{rows} {describe_dtype(dtype)}"
     return Candidate(label, "csr", block_rows, tuple(modules), packed.nbytes)
+
+
+def _trained_as(site: Site, packed: _T) -> _T:
+    first = site.modules[0]
+    assert isinstance(first.weight, Tensor)
+    return trainable(packed, first.weight.requires_grad)
 
 
 def _cast(site: Site, dtype: torch.dtype, allowed: bool) -> Candidate:

@@ -17,18 +17,33 @@ from torch import Tensor, nn
 
 from sparsekern import _activations, _core, _memory
 from sparsekern._fuse import next_module
-from sparsekern._packed import DTYPE_NAMES
+from sparsekern._packed import DTYPE_NAMES, PackedTensor
 from sparsekern.csr import CSRTensor
-from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear
+from sparsekern.nm import NMTensor
+from sparsekern.nn import CSRConv2d, CSRLinear, NMLinear, PackedLayer
 
 VERSION = 1
 KEY, CRC_KEY = "sparsekern", "sparsekern.crc32"
 PARTS = ("values", "structure", "scale")
-_KINDS: dict[str, type[CSRLayer]] = {"csr_linear": CSRLinear, "csr_conv2d": CSRConv2d}
+_KINDS: dict[str, type[PackedLayer]] = {
+    "csr_linear": CSRLinear,
+    "csr_conv2d": CSRConv2d,
+    "nm_linear": NMLinear,
+}
 
 
 class CheckpointError(ValueError):
     """A file that is not a checkpoint, is damaged, or does not fit the model."""
+
+
+def block_rows_of(packed: PackedTensor) -> int:
+    """Rows that share one pattern; 1 where the format has no blocks."""
+    return packed.block_rows if isinstance(packed, CSRTensor) else 1
+
+
+def pattern_of(packed: PackedTensor) -> str:
+    """What a matrix keeps of each group, "2:4"; empty where that is free."""
+    return f"{packed.n}:{packed.m}" if isinstance(packed, NMTensor) else ""
 
 
 @dataclass(frozen=True)
@@ -44,9 +59,10 @@ class LayerSpec:
     bias: bool
     fused: bool  # the activation was the next module's, an nn.Identity since
     int8_activations: bool = False
+    pattern: str = ""  # of nm: "2:4"
 
     @classmethod
-    def of(cls, root: nn.Module, name: str, layer: CSRLayer, packed: CSRTensor) -> LayerSpec:
+    def of(cls, root: nn.Module, name: str, layer: PackedLayer, packed: PackedTensor) -> LayerSpec:
         """Describe a layer of a model."""
         fused = layer.activation != "none" and bool(
             next_module(root, name, lambda child: isinstance(child, nn.Identity))
@@ -57,13 +73,14 @@ class LayerSpec:
         return cls(
             kind,
             (rows, cols),
-            packed.block_rows,
+            block_rows_of(packed),
             DTYPE_NAMES[packed.dtype],
             layer.activation,
             stride,
             layer.bias is not None,
             fused,
             layer.int8_activations,
+            pattern_of(packed),
         )
 
     @classmethod
@@ -81,7 +98,7 @@ class LayerSpec:
             "fused": (True, False),
             "int8_activations": (True, False),
         }
-        raw = {"int8_activations": False, **raw}  # not in files written before it existed
+        raw = {"int8_activations": False, "pattern": "", **raw}  # not in files of before
         for field, allowed in choices.items():
             got = raw.get(field)
             if not any(type(got) is type(value) and got == value for value in allowed):
@@ -103,7 +120,14 @@ class LayerSpec:
             raise CheckpointError(
                 f"checkpoint: shape of layer {name!r} must be [rows, cols], got {shape!r}"
             )
-        return cls(shape=(shape[0], shape[1]), **{field: raw[field] for field in choices})
+        pattern = raw["pattern"]
+        if not isinstance(pattern, str) or bool(pattern) != (raw["kind"] == "nm_linear"):
+            raise CheckpointError(
+                f"checkpoint: pattern of layer {name!r} must be n:m for nm and empty for others, "
+                f"got {pattern!r}"
+            )
+        fields = {field: raw[field] for field in choices}
+        return cls(shape=(shape[0], shape[1]), pattern=pattern, **fields)
 
 
 @dataclass(frozen=True)
@@ -112,7 +136,7 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     layers: dict[str, LayerSpec]
-    packed: dict[str, CSRTensor]  # by layer; tied layers share one
+    packed: dict[str, PackedTensor]  # by layer; tied layers share one
     casts: dict[str, torch.dtype]  # dense layers that compute in this dtype, by name
 
 
@@ -167,13 +191,13 @@ def read(path: str | os.PathLike[str], operator: str) -> Checkpoint:
             raise CheckpointError(f"{operator}: {source} has a tie {name!r} to {stored!r}, no name")
         tensors[name] = tensors[stored]
     layers = {name: LayerSpec.parse(name, raw) for name, raw in described["layers"].items()}
-    packed: dict[tuple[int, ...], CSRTensor] = {}
-    by_layer: dict[str, CSRTensor] = {}
+    packed: dict[tuple[int, ...], PackedTensor] = {}
+    by_layer: dict[str, PackedTensor] = {}
     for name, spec in layers.items():
         parts = [tensors.get(key(name, part)) for part in PARTS]
         identity = tuple(id(part) for part in parts)
         if identity not in packed:
-            packed[identity] = _packed(name, parts)
+            packed[identity] = _packed(name, _KINDS[spec.kind]._TENSOR, parts)
         by_layer[name] = packed[identity]
         _check_layer(name, spec, by_layer[name], tensors.get(key(name, "bias")))
     casts = {name: _cast_dtype(name, raw) for name, raw in described["casts"].items()}
@@ -219,29 +243,35 @@ def _cast_dtype(name: str, raw: str) -> torch.dtype:
     raise CheckpointError(f"checkpoint: layer {name!r} must compute in a known dtype, got {raw!r}")
 
 
-def _packed(name: str, parts: list[Tensor | None]) -> CSRTensor:
+def _packed(name: str, kind: type[PackedTensor], parts: list[Tensor | None]) -> PackedTensor:
     values, structure, scale = parts
     if values is None or structure is None:
         raise CheckpointError(f"checkpoint: layer {name!r} must have values and structure")
     try:
-        packed = CSRTensor(values, structure, scale)
+        packed = kind(values, structure, scale)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"checkpoint: layer {name!r} is damaged: {error}") from error
     # Memory of its own: the file may be mapped, and may change after.
-    return CSRTensor.trusted(
+    return kind.trusted(
         packed.values.clone(),
         packed.structure.clone(),
         None if packed.scale is None else packed.scale.clone(),
     )
 
 
-def _check_layer(name: str, spec: LayerSpec, packed: CSRTensor, bias: Tensor | None) -> None:
-    found = (tuple(packed.shape), packed.block_rows, DTYPE_NAMES[packed.dtype], bias is not None)
-    expected = (spec.shape, spec.block_rows, spec.dtype, spec.bias)
+def _check_layer(name: str, spec: LayerSpec, packed: PackedTensor, bias: Tensor | None) -> None:
+    found = (
+        tuple(packed.shape),
+        block_rows_of(packed),
+        DTYPE_NAMES[packed.dtype],
+        bias is not None,
+        pattern_of(packed),
+    )
+    expected = (spec.shape, spec.block_rows, spec.dtype, spec.bias, spec.pattern)
     if found != expected:
         raise CheckpointError(
-            f"checkpoint: layer {name!r} must have (shape, block_rows, dtype, bias) {expected}, "
-            f"got {found}"
+            f"checkpoint: layer {name!r} must have (shape, block_rows, dtype, bias, pattern) "
+            f"{expected}, got {found}"
         )
     if bias is not None and (bias.shape != spec.shape[:1] or not bias.is_floating_point()):
         raise CheckpointError(

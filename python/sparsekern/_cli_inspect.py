@@ -105,7 +105,8 @@ def _checkpoint(path: Path) -> FileContent:
         spec = content.layers[name]
         prefix = f"{name}." if name else ""
         hidden.update(prefix + part for part in ("values", "structure", "scale"))
-        rows = f" r{packed.block_rows}" if packed.block_rows > 1 else ""
+        rows = f" r{spec.block_rows}" if spec.block_rows > 1 else ""
+        rows += f" {spec.pattern}" if spec.pattern else ""
         activation = "" if spec.activation == "none" else f" + {spec.activation}"
         item = 4 if packed.dtype == torch.int8 else packed.dtype.itemsize
         lines.append(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch.fx
 from torch import nn
 
-from sparsekern.nn import CSRLayer
+from sparsekern.nn import PackedLayer
 
 _NAMES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -92,7 +92,7 @@ def fuse_(model: nn.Module) -> list[str]:
                 places[id(child)] = places.get(id(child), 0) + 1
     fused = []
     for name, layer in list(model.named_modules()):
-        if not isinstance(layer, CSRLayer) or layer.activation != "none":
+        if not isinstance(layer, PackedLayer) or layer.activation != "none":
             continue
         if places.get(id(layer)) != 1 or _has_hooks(layer):
             continue

@@ -17,8 +17,10 @@ from sparsekern._checkpoint_format import (
     submodule,
 )
 from sparsekern._fuse import fused_name, next_module
+from sparsekern._packed import PackedTensor
 from sparsekern.csr import CSRTensor
-from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear
+from sparsekern.nm import NMTensor
+from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear, NMLinear, PackedLayer
 
 
 @dataclass
@@ -26,7 +28,7 @@ class _Plan:
     """New modules by the id of the one they replace, layers to refill, tensors to copy."""
 
     replaced: dict[int, nn.Module] = field(default_factory=dict)
-    refilled: list[tuple[CSRLayer, CSRTensor, LayerSpec]] = field(default_factory=list)
+    refilled: list[tuple[PackedLayer, PackedTensor, LayerSpec]] = field(default_factory=list)
     fused: list[tuple[nn.Module, str]] = field(default_factory=list)  # places of activations
     settled: set[str] = field(default_factory=set)  # names that the packed layers take care of
 
@@ -46,7 +48,8 @@ def restore(root: nn.Module, checkpoint: Checkpoint) -> None:
         setattr(parent, name, nn.Identity())
     for layer, packed, spec in plan.refilled:
         layer.refill(packed)
-        layer.int8_activations = spec.int8_activations
+        if isinstance(layer, CSRLayer):
+            layer.int8_activations = spec.int8_activations
     _copy(root, loaded)
 
 
@@ -73,10 +76,10 @@ def _plan(root: nn.Module, checkpoint: Checkpoint) -> _Plan:
             continue
         kinds[id(old)] = spec
         _check_fits(name, spec, old)
-        activation = old.activation if isinstance(old, CSRLayer) else "none"
+        activation = old.activation if isinstance(old, PackedLayer) else "none"
         if activation != spec.activation:
             plan.fused.append(_fused_place(root, name, spec, activation))
-        elif isinstance(old, CSRLayer) and _same_kind(old, packed):
+        elif isinstance(old, PackedLayer) and _same_kind(old, packed):
             plan.refilled.append((old, packed, spec))
             continue
         if not name:
@@ -94,12 +97,12 @@ def _plan_dense(root: nn.Module, checkpoint: Checkpoint, plan: _Plan) -> None:
     """What is dense in the file is to be dense in the model, in the same dtype of computation."""
     for name, dtype in checkpoint.casts.items():
         old = _submodule(root, name)
-        if not isinstance(old, (nn.Linear, nn.Conv2d, CSRLayer)):
+        if not isinstance(old, (nn.Linear, nn.Conv2d, PackedLayer)):
             raise CheckpointError(
                 f"checkpoint: layer {name!r} must be a Linear or Conv2d in the model, got "
                 f"{type(old).__name__}"
             )
-        dense = _dense_like(name, old) if isinstance(old, CSRLayer) else old
+        dense = _dense_like(name, old) if isinstance(old, PackedLayer) else old
         if id(old) not in plan.replaced:
             cast: nn.Module = (
                 CastLinear.of(dense, dtype)
@@ -109,7 +112,7 @@ def _plan_dense(root: nn.Module, checkpoint: Checkpoint, plan: _Plan) -> None:
             plan.replaced[id(old)] = cast
     for name, module in root.named_modules(remove_duplicate=False):
         known = name in checkpoint.layers or name in checkpoint.casts
-        if isinstance(module, (CSRLayer, CastLinear, CastConv2d)) and not known:
+        if isinstance(module, (PackedLayer, CastLinear, CastConv2d)) and not known:
             plan.replaced.setdefault(id(module), _dense_like(name, module))
 
 
@@ -128,19 +131,22 @@ def _fused_place(
 
 
 def _check_fits(name: str, spec: LayerSpec, old: nn.Module) -> None:
-    dense = nn.Linear if spec.kind == "csr_linear" else nn.Conv2d
-    sparse = CSRLinear if spec.kind == "csr_linear" else CSRConv2d
-    if not isinstance(old, (dense, sparse)):
+    conv = spec.kind == "csr_conv2d"
+    dense = nn.Conv2d if conv else nn.Linear
+    sparse = (CSRConv2d,) if conv else (CSRLinear, NMLinear)
+    if not isinstance(old, (dense, *sparse)):
+        names = " or ".join(kind.__name__ for kind in sparse)
         raise CheckpointError(
-            f"checkpoint: layer {name!r} must be an nn.{dense.__name__} or {sparse.__name__} in "
+            f"checkpoint: layer {name!r} must be an nn.{dense.__name__} or {names} in "
             f"the model, got {type(old).__name__}"
         )
     found: tuple[object, ...]
-    if isinstance(old, (nn.Linear, CSRLinear)):
+    if isinstance(old, (nn.Linear, CSRLinear, NMLinear)):
         found = ((old.out_features, old.in_features), 1)
     elif isinstance(old, CSRConv2d):
         found = (old.matrix_shape, old.stride)
     else:
+        assert isinstance(old, nn.Conv2d)
         unpadded = old.padding in ((0, 0), "same", "valid")  # all one thing for a 1x1 kernel
         if old.kernel_size != (1, 1) or old.groups != 1 or not unpadded:
             raise CheckpointError(
@@ -157,21 +163,26 @@ def _check_fits(name: str, spec: LayerSpec, old: nn.Module) -> None:
         )
 
 
-def _same_kind(layer: CSRLayer, packed: CSRTensor) -> bool:
+def _same_kind(layer: PackedLayer, packed: PackedTensor) -> bool:
     """Whether the layer's own tensors can take the packed matrix."""
     on_meta = layer.values.device.type == "meta"
-    return not on_meta and (layer.values.dtype == torch.int8) == (packed.dtype == torch.int8)
+    one_format = isinstance(packed, layer._TENSOR)
+    return (
+        one_format
+        and not on_meta
+        and (layer.values.dtype == torch.int8) == (packed.dtype == torch.int8)
+    )
 
 
 def _new_layer(
     name: str,
     spec: LayerSpec,
-    packed: CSRTensor,
+    packed: PackedTensor,
     old: nn.Module,
     checkpoint: Checkpoint,
     trainable: dict[int, nn.Parameter],
-) -> CSRLayer:
-    weight = old.values if isinstance(old, CSRLayer) else old.weight
+) -> PackedLayer:
+    weight = old.values if isinstance(old, PackedLayer) else old.weight
     assert isinstance(weight, Tensor)
     device = torch.device("cpu") if weight.device.type == "meta" else weight.device
     if id(packed) not in trainable:
@@ -189,19 +200,23 @@ def _new_layer(
         dtype = old_bias.dtype if own else stored.dtype
         copy = stored.to(device, dtype, copy=True)
         bias = nn.Parameter(copy, requires_grad=old_bias.requires_grad)
-    layer: CSRLayer
-    if spec.kind == "csr_linear":
-        layer = CSRLinear.from_packed(packed, bias, spec.activation)
+    layer: PackedLayer
+    if isinstance(packed, NMTensor):
+        layer = NMLinear.from_packed(packed, bias, spec.activation)
     else:
-        layer = CSRConv2d.from_packed(packed, bias, spec.activation, stride=spec.stride)
-    layer.int8_activations = spec.int8_activations
+        assert isinstance(packed, CSRTensor)
+        if spec.kind == "csr_linear":
+            layer = CSRLinear.from_packed(packed, bias, spec.activation)
+        else:
+            layer = CSRConv2d.from_packed(packed, bias, spec.activation, stride=spec.stride)
+        layer.int8_activations = spec.int8_activations
     return layer.train(old.training)
 
 
-def _dense_like(name: str, layer: CSRLayer | CastLinear | CastConv2d) -> nn.Linear | nn.Conv2d:
+def _dense_like(name: str, layer: PackedLayer | CastLinear | CastConv2d) -> nn.Linear | nn.Conv2d:
     """A dense module of the layer's shape without data, which the file's tensors become."""
     dense: nn.Linear | nn.Conv2d
-    if isinstance(layer, CSRLayer):
+    if isinstance(layer, PackedLayer):
         if layer.activation != "none" or not name:
             raise CheckpointError(
                 f"checkpoint: layer {name!r} must be packed as in the model, got a dense one"
@@ -224,7 +239,7 @@ def _targets(root: nn.Module, plan: _Plan) -> dict[str, Tensor]:
     targets: dict[str, Tensor] = {}
     own = {**root.state_dict(keep_vars=True)}
     for name, module in root.named_modules(remove_duplicate=False):
-        if id(module) in plan.replaced or isinstance(module, CSRLayer):
+        if id(module) in plan.replaced or isinstance(module, PackedLayer):
             new = plan.replaced.get(id(module))
             parts = ("weight", "bias", "values", "structure", "scale")
             bias = own.get(key(name, "bias")) if new is None else None
@@ -232,7 +247,7 @@ def _targets(root: nn.Module, plan: _Plan) -> dict[str, Tensor]:
                 own.pop(key(name, part), None)
             if bias is not None:
                 own[key(name, "bias")] = bias
-            if new is not None and not isinstance(new, CSRLayer):
+            if new is not None and not isinstance(new, PackedLayer):
                 own.update({key(name, part): t for part, t in new.state_dict().items()})
     targets.update(own)
     return targets

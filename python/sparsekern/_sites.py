@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sparsekern.nn import CSRLayer
+from sparsekern.nn import PackedLayer
 from sparsekern.prune.layers import is_reparametrized
 from sparsekern.prune.permanent import make_permanent_
 from sparsekern.prune.result import effective_weight
@@ -265,6 +265,6 @@ def _dense_matrix(site: Site) -> tuple[str, Tensor | None]:
     return "", weight.detach().flatten(1)
 
 
-def packed_layers(model: nn.Module) -> list[tuple[str, CSRLayer]]:
+def packed_layers(model: nn.Module) -> list[tuple[str, PackedLayer]]:
     """The packed layers of a model, each once, with its first name."""
-    return [(name, m) for name, m in model.named_modules() if isinstance(m, CSRLayer)]
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, PackedLayer)]

@@ -117,8 +117,7 @@ def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, values, structure, scale, bias, rows, *rest, _ = inputs  # the last: int8_activations
     if scale is not None and scale.requires_grad:
         raise NotImplementedError(
-            "gradients exist for x, bias and floating-point values, got a scale that "
-            "requires one"
+            "gradients exist for x, bias and floating-point values, got a scale that requires one"
         )
     activation = ACTIVATIONS[rest[-1]]
     result = output if activation.saves_result and activation.name != "none" else None
@@ -197,6 +196,7 @@ def _csr_conv2d_backward(ctx: Any, grad: Tensor) -> _Grads:
 
 
 def save_transposed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    """Keep what the backward of ``<family>_linear_transposed`` needs."""
     x, values, structure, scale, _ = inputs
     ctx.save_for_backward(x if values.requires_grad else None, values, structure, scale)
     ctx.x_shape = x.shape

@@ -42,9 +42,9 @@ from sparsekern._checkpoint_format import (
 from sparsekern._checkpoint_format import (
     read as read,  # the command line reads files too
 )
+from sparsekern._packed import PackedTensor
 from sparsekern._restore import restore
-from sparsekern.csr import CSRTensor
-from sparsekern.nn import CSRLayer
+from sparsekern.nn import PackedLayer
 
 __all__ = ["CheckpointError", "load_file", "load_tensors", "save_file"]
 
@@ -91,9 +91,9 @@ def save_file(model: nn.Module, path: str | os.PathLike[str]) -> None:
     layers: dict[str, LayerSpec] = {}
     casts: dict[str, str] = {}
     for name, module in root.named_modules(remove_duplicate=False):
-        if isinstance(module, CSRLayer):
+        if isinstance(module, PackedLayer):
             try:
-                packed = CSRTensor(module.values.detach(), module.structure, module.scale)
+                packed = module._TENSOR(module.values.detach(), module.structure, module.scale)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"save_file: layer {name!r} cannot be saved: {error}") from None
             layers[name] = LayerSpec.of(root, name, module, packed)
@@ -201,13 +201,13 @@ def load_file(model: nn.Module, path: str | os.PathLike[str]) -> nn.Module:
     return model
 
 
-def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor | CSRTensor]:
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor | PackedTensor]:
     """Read a file of `save_file` without a model.
 
     Returns:
-        What the dense model's state dict would hold, with ``<layer>.weight`` a `CSRTensor` for
-        each packed layer: ``to_dense()`` on those gives a dense state dict (convolutions as
-        [out, in]). Ties are one object.
+        What the dense model's state dict would hold, with ``<layer>.weight`` a `CSRTensor` or
+        `NMTensor` for each packed layer: ``to_dense()`` on those gives a dense state dict
+        (convolutions as [out, in]). Ties are one object.
 
     Raises:
         CheckpointError, MemoryError, OSError: as `load_file`.
@@ -215,7 +215,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor | CSRTensor]:
     checkpoint = read(path, "load_tensors")
     hidden = {key(layer, part) for layer in checkpoint.layers for part in PARTS}
     copies: dict[int, Tensor] = {}
-    result: dict[str, Tensor | CSRTensor] = {}
+    result: dict[str, Tensor | PackedTensor] = {}
     for name, tensor in checkpoint.tensors.items():
         if name not in hidden:
             result[name] = copies.setdefault(id(tensor), tensor.clone())

@@ -210,7 +210,7 @@ class _Run:
         """Policies "smallest" and "always"."""
         for site, candidates in self.candidates.items():
             dense = self.chosen[site]
-            pool = [c for c in candidates if c.format == "csr" or self.policy == "smallest"]
+            pool = [c for c in candidates if c.format != "dense" or self.policy == "smallest"]
             if not pool:
                 continue
             # Blocks that the zeros have make the faster kernels.
@@ -299,7 +299,7 @@ class _Run:
                 self.chosen[site] = best
                 fastest = times[best.label]
                 reason = f"{dense / fastest:.2f}x as fast as dense"
-            elif best.format == "csr":
+            elif best.format != "dense":
                 reason = f"packed takes {times[best.label] / dense:.2f}x the time of dense"
         for other in known:
             if not other.allowed and times[other.label] < (1 - MARGIN) * fastest:
@@ -331,7 +331,7 @@ class _Run:
         """What to tell of a site."""
         chosen = self.chosen[site]
         times = self.times.get(site, {})
-        packed = [t for label, t in times.items() if label.startswith("csr")]
+        packed = [t for label, t in times.items() if label.startswith(("csr", "nm"))]
         label = chosen.label
         if label == "dense" and site.dense is not None:
             label = f"dense {describe_dtype(site.dense.dtype)}"

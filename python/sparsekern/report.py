@@ -19,7 +19,8 @@ from sparsekern._sites import Site, find_sites, packed_layers
 from sparsekern._trial import Call, Trial, run_trials
 from sparsekern.checkpoint import unwrapped
 from sparsekern.convert import REASON
-from sparsekern.nn import CSRConv2d, CSRLayer
+from sparsekern.csr import CSRTensor
+from sparsekern.nn import CSRConv2d, PackedLayer
 from sparsekern.prune.calibration import Forward, feed
 
 __all__ = ["LayerReport", "Report", "report"]
@@ -31,7 +32,7 @@ class LayerReport:
 
     Attributes:
         name: in the model.
-        format: "csr" or "dense".
+        format: "csr", "nm" or "dense".
         dtype: of the weight's values.
         block_rows: outputs that share a pattern; 0 for dense.
         shape: of the dense weight; [out, in] for packed convolutions.
@@ -265,7 +266,7 @@ def _timing(
 
 def _packed_report(
     name: str,
-    layer: CSRLayer,
+    layer: PackedLayer,
     trials: dict[str, Trial] | None = None,
     limits: tuple[float, float] | None = None,
 ) -> LayerReport:
@@ -276,9 +277,9 @@ def _packed_report(
     names = dict.fromkeys(layer.kernel(_rows(layer, call)) for call in calls)
     fields = {
         "name": name,
-        "format": "csr",
+        "format": "csr" if isinstance(weight, CSRTensor) else "nm",
         "dtype": describe_dtype(weight.dtype),
-        "block_rows": weight.block_rows,
+        "block_rows": weight.block_rows if isinstance(weight, CSRTensor) else 1,
         "shape": tuple(weight.shape),
         "density": weight.density,
         "kernel": ", ".join(names) or layer.kernel(),

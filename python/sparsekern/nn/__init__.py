@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers that replace torch's and hold packed sparse weights."""
 
-from sparsekern.nn._layer import CSRLayer
+from sparsekern.nn._layer import CSRLayer, PackedLayer
 from sparsekern.nn.conv2d import CSRConv2d
-from sparsekern.nn.linear import CSRLinear
+from sparsekern.nn.linear import CSRLinear, NMLinear
 
-__all__ = ["CSRConv2d", "CSRLayer", "CSRLinear"]
+__all__ = ["CSRConv2d", "CSRLayer", "CSRLinear", "NMLinear", "PackedLayer"]

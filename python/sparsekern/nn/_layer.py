@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sparsekern import _activations, _core, ops
-from sparsekern._packed import DTYPE_NAMES, check_dtype, check_matrix_size
+from sparsekern._packed import DTYPE_NAMES, PackedTensor, check_dtype, check_matrix_size, to_numpy
 from sparsekern.csr import CSRTensor, check_block_rows
 
 if TYPE_CHECKING:
@@ -20,25 +21,24 @@ if TYPE_CHECKING:
 _PACKED = ("values", "structure", "scale")
 
 
-def _empty_matrix(rows: int, cols: int, block_rows: int, dtype: torch.dtype) -> CSRTensor:
-    """A packed matrix that keeps no weight."""
-    # One byte per weight, of pages that are only read and so never get memory of their own.
-    zeros = np.zeros((rows, cols), np.int8)
-    _, structure = _core.csr_pack(zeros, "int8", None, block_rows)
-    scale = torch.ones(rows) if dtype == torch.int8 else None
-    return CSRTensor.trusted(torch.zeros(0, dtype=dtype), torch.from_numpy(structure), scale)
+_T = TypeVar("_T", bound=PackedTensor)
 
 
-class CSRLayer(nn.Module):
-    """Base of the layers over a `CSRTensor`.
+def trainable(packed: _T, requires_grad: bool) -> _T:
+    """The same matrix with its values as a Parameter; int8 values are never trained."""
+    requires_grad = requires_grad and packed.dtype != torch.int8
+    packed.values = nn.Parameter(packed.values, requires_grad=requires_grad)
+    return packed
+
+
+class PackedLayer(nn.Module):
+    """Base of the layers over a `PackedTensor`.
 
     Attributes:
         values: Parameter, the kept weights (docs/formats.md); the only part that can be trained.
         structure: uint8 buffer, the pattern; no conversion of the module's dtype touches it.
         scale: float32 buffer [rows] with int8 values, else None; stays float32 in any conversion.
         bias: Parameter [rows] or None.
-        int8_activations: False; may be set to True where the values are int8: x is then rounded to
-            int8, row by row, and the products are of integers (`sparsekern.csr_linear`).
 
     ``load_state_dict`` takes a state with any pattern of the same shape: the tensors take its
     sizes. It is checked completely before anything of the layer changes.
@@ -49,32 +49,35 @@ class CSRLayer(nn.Module):
     scale: Tensor | None
     bias: nn.Parameter | None
 
-    _CONV = False  # for the name of the kernel
+    _TENSOR: type[PackedTensor]
     _int8_activations = False
 
-    def __init__(
+    def _begin(
         self,
         rows: int,
         cols: int,
         bias: bool,
         activation: str,
-        block_rows: int,
         dtype: torch.dtype | None,
         device: torch.device | str | None,
+        pack: Callable[[NDArray[np.int8]], tuple[Any, NDArray[np.uint8]]],
     ) -> None:
-        super().__init__()
+        """Checks and empty tensors of a new layer; `pack` packs a matrix of zeros."""
         name = type(self).__name__
         dtype = check_dtype(name, torch.get_default_dtype() if dtype is None else dtype)
         check_matrix_size(name, (rows, cols))
-        check_block_rows(name, block_rows)
         self.activation = activation
-        packed = _empty_matrix(rows, cols, block_rows, dtype)
+        # One byte per weight, of pages that are only read and so never get memory of their own.
+        values, structure = pack(np.zeros((rows, cols), np.int8))
+        scale = torch.ones(rows) if dtype == torch.int8 else None
+        empty = torch.zeros(len(values), dtype=dtype)
+        packed = self._TENSOR.trusted(empty, torch.from_numpy(structure), scale)
         bias_dtype = torch.float32 if dtype == torch.int8 else dtype
         self._adopt(packed, torch.zeros(rows, dtype=bias_dtype) if bias else None)
         if device is not None:
             self.to(device)
 
-    def _adopt(self, packed: CSRTensor, bias: Tensor | None) -> None:
+    def _adopt(self, packed: PackedTensor, bias: Tensor | None) -> None:
         """Hold these tensors; a Parameter stays the same object, so that ties stay ties."""
         values = packed.values
         if not isinstance(values, nn.Parameter):
@@ -97,19 +100,13 @@ class CSRLayer(nn.Module):
 
     @property
     def int8_activations(self) -> bool:
-        """Whether x is rounded to int8."""
+        """Whether x is rounded to int8; only layers over a `CSRTensor` can."""
         return self._int8_activations
 
-    @int8_activations.setter
-    def int8_activations(self, on: bool) -> None:
-        if on:
-            ops.check_int8_activations(type(self).__name__, self.values, on)
-        self._int8_activations = bool(on)
-
     @property
-    def weight(self) -> CSRTensor:
+    def weight(self) -> PackedTensor:
         """The packed matrix, over this layer's own tensors."""
-        return CSRTensor.trusted(self.values, self.structure, self.scale)
+        return self._TENSOR.trusted(self.values, self.structure, self.scale)
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -139,26 +136,6 @@ class CSRLayer(nn.Module):
     def dense_module(self) -> nn.Linear | nn.Conv2d:
         """A torch module on the meta device, of the right shape."""
         raise NotImplementedError
-
-    @classmethod
-    def _matrix_of(
-        cls,
-        weight: Tensor,
-        *,
-        requires_grad: bool,
-        mask: Tensor | None,
-        block_rows: int,
-        dtype: torch.dtype | None,
-    ) -> CSRTensor:
-        """Pack a dense module's weight, trainable when that was."""
-        matrix = weight.detach().flatten(1)
-        if mask is not None and isinstance(mask, Tensor) and mask.dim() == weight.dim():
-            mask = mask.flatten(1)
-        packed = CSRTensor.from_dense(matrix, mask=mask, block_rows=block_rows, dtype=dtype)
-        packed.values = nn.Parameter(
-            packed.values, requires_grad=requires_grad and packed.dtype != torch.int8
-        )
-        return packed
 
     @staticmethod
     def _copy_of(bias: Tensor | None) -> nn.Parameter | None:
@@ -210,8 +187,8 @@ class CSRLayer(nn.Module):
             given, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _checked(self, values: Tensor, structure: Tensor, scale: Tensor | None) -> CSRTensor:
-        packed = CSRTensor(values, structure, scale)
+    def _checked(self, values: Tensor, structure: Tensor, scale: Tensor | None) -> PackedTensor:
+        packed = self._TENSOR(values, structure, scale)
         if tuple(packed.shape) != self.matrix_shape:
             raise ValueError(
                 f"structure must have shape {list(self.matrix_shape)}, got {list(packed.shape)}"
@@ -224,7 +201,7 @@ class CSRLayer(nn.Module):
             )
         return packed
 
-    def refill(self, packed: CSRTensor) -> None:
+    def refill(self, packed: PackedTensor) -> None:
         """Take another matrix of the same shape, in the layer's own dtype and on its device."""
         self._resize_for(packed)
         with torch.no_grad():
@@ -233,7 +210,7 @@ class CSRLayer(nn.Module):
             if self.scale is not None and packed.scale is not None:
                 self.scale.copy_(packed.scale)
 
-    def _resize_for(self, packed: CSRTensor) -> None:
+    def _resize_for(self, packed: PackedTensor) -> None:
         """New memory for another pattern, in the same tensor objects: ties and optimizers keep."""
         for own, new in ((self.values, packed.values), (self.structure, packed.structure)):
             if own.shape != new.shape:
@@ -241,13 +218,7 @@ class CSRLayer(nn.Module):
 
     def kernel(self, x_rows: int = 1) -> str:
         """Name of the kernel that multiplies `x_rows` rows of x on this machine."""
-        return _core.csr_kernel(
-            self.structure.cpu().numpy(),
-            DTYPE_NAMES[self.values.dtype],
-            x_rows,
-            self._CONV,
-            self._int8_activations,
-        )
+        raise NotImplementedError
 
     def _description(self) -> str:
         """The part of `extra_repr` that all layers have."""
@@ -260,5 +231,82 @@ class CSRLayer(nn.Module):
         if self.structure.device.type == "meta":
             return f"{text}, dtype={dtype}, device=meta"
         weight = self.weight
-        text += f", density={weight.density:.4f}, block_rows={weight.block_rows}, dtype={dtype}"
+        text += f", density={weight.density:.4f}, {weight._pattern()}, dtype={dtype}"
         return f"{text}, kernel={self.kernel()}" if self.values.dtype in DTYPE_NAMES else text
+
+
+class CSRLayer(PackedLayer):
+    """Base of the layers over a `CSRTensor`.
+
+    Attributes:
+        int8_activations: False; may be set to True where the values are int8: x is then rounded to
+            int8, row by row, and the products are of integers (`sparsekern.ops.csr_linear`).
+    """
+
+    _TENSOR = CSRTensor
+    _CONV = False  # for the name of the kernel
+
+    def __init__(
+        self,
+        rows: int,
+        cols: int,
+        bias: bool,
+        activation: str,
+        block_rows: int,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+    ) -> None:
+        super().__init__()
+        check_block_rows(type(self).__name__, block_rows)
+        self._begin(
+            rows,
+            cols,
+            bias,
+            activation,
+            dtype,
+            device,
+            lambda zeros: _core.csr_pack(zeros, "int8", None, block_rows),
+        )
+
+    @property
+    def weight(self) -> CSRTensor:
+        """The packed matrix, over this layer's own tensors."""
+        return CSRTensor.trusted(self.values, self.structure, self.scale)
+
+    @property
+    def int8_activations(self) -> bool:
+        """Whether x is rounded to int8."""
+        return self._int8_activations
+
+    @int8_activations.setter
+    def int8_activations(self, on: bool) -> None:
+        if on:
+            ops.check_int8_activations(type(self).__name__, self.values, on)
+        self._int8_activations = bool(on)
+
+    @classmethod
+    def _matrix_of(
+        cls,
+        weight: Tensor,
+        *,
+        requires_grad: bool,
+        mask: Tensor | None,
+        block_rows: int,
+        dtype: torch.dtype | None,
+    ) -> CSRTensor:
+        """Pack a dense module's weight, trainable when that was."""
+        matrix = weight.detach().flatten(1)
+        if mask is not None and isinstance(mask, Tensor) and mask.dim() == weight.dim():
+            mask = mask.flatten(1)
+        packed = CSRTensor.from_dense(matrix, mask=mask, block_rows=block_rows, dtype=dtype)
+        return trainable(packed, requires_grad)
+
+    def kernel(self, x_rows: int = 1) -> str:
+        """Name of the kernel that multiplies `x_rows` rows of x on this machine."""
+        return _core.csr_kernel(
+            to_numpy(self.structure.cpu()),
+            DTYPE_NAMES[self.values.dtype],
+            x_rows,
+            self._CONV,
+            self._int8_activations,
+        )

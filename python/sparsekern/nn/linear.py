@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`CSRLinear`: replaces nn.Linear."""
+"""`CSRLinear` and `NMLinear`: replace nn.Linear."""
 
 from __future__ import annotations
 
@@ -8,15 +8,67 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sparsekern import ops
-from sparsekern.csr import CSRTensor
-from sparsekern.nn._layer import CSRLayer
+from sparsekern import _core, ops
+from sparsekern._packed import DTYPE_NAMES, PackedTensor, to_numpy
+from sparsekern.nm import NMTensor, check_pattern
+from sparsekern.nn._layer import CSRLayer, PackedLayer, trainable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class CSRLinear(CSRLayer):
+class _Linear(PackedLayer):
+    """What linear layers of all formats share."""
+
+    in_features: int
+    out_features: int
+
+    @classmethod
+    def from_packed(
+        cls, packed: PackedTensor, bias: Tensor | None = None, activation: str = "none"
+    ) -> Self:
+        """A layer over these tensors, without a copy.
+
+        Values and bias that are Parameters stay the same objects: two layers made from the
+        `weight` of one are tied.
+
+        Raises:
+            TypeError: `packed` is not of the kind that the layer is made of.
+            ValueError: a bias of another shape.
+        """
+        name = f"{cls.__name__}.from_packed"
+        if not isinstance(packed, cls._TENSOR):
+            raise TypeError(
+                f"{name}: packed must be a {cls._TENSOR.__name__}, got {type(packed).__name__}"
+            )
+        rows, cols = packed.shape
+        if bias is not None and bias.shape != (rows,):
+            raise ValueError(f"{name}: bias must have shape [{rows}], got {list(bias.shape)}")
+        self = cls._bare()
+        self.activation = activation
+        self.in_features, self.out_features = cols, rows
+        self._adopt(packed, bias)
+        return self
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """[out_features, in_features]."""
+        return self.out_features, self.in_features
+
+    def dense_module(self) -> nn.Linear:
+        """An nn.Linear of this shape on the meta device."""
+        has_bias = self.bias is not None
+        return nn.Linear(self.in_features, self.out_features, bias=has_bias, device="meta")
+
+    def extra_repr(self) -> str:
+        """What ``repr(model)`` shows of the layer."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"{self._description()}"
+        )
+
+
+class CSRLinear(_Linear, CSRLayer):
     """activation(x W^T + bias) with a packed sparse W.
 
     A new layer keeps no weight (it answers the bias): it is there to load a state into. Use
@@ -84,39 +136,6 @@ class CSRLinear(CSRLayer):
         )
         return cls.from_packed(packed, cls._copy_of(module.bias), activation).train(module.training)
 
-    @classmethod
-    def from_packed(
-        cls, packed: CSRTensor, bias: Tensor | None = None, activation: str = "none"
-    ) -> Self:
-        """A layer over these tensors, without a copy.
-
-        Values and bias that are Parameters stay the same objects: two layers made from the
-        `weight` of one are tied.
-
-        Raises:
-            TypeError: `packed` is not a CSRTensor.
-            ValueError: a bias of another shape.
-        """
-        if not isinstance(packed, CSRTensor):
-            raise TypeError(
-                f"CSRLinear.from_packed: packed must be a CSRTensor, got {type(packed).__name__}"
-            )
-        rows, cols = packed.shape
-        if bias is not None and bias.shape != (rows,):
-            raise ValueError(
-                f"CSRLinear.from_packed: bias must have shape [{rows}], got {list(bias.shape)}"
-            )
-        self = cls._bare()
-        self.activation = activation
-        self.in_features, self.out_features = cols, rows
-        self._adopt(packed, bias)
-        return self
-
-    @property
-    def matrix_shape(self) -> tuple[int, int]:
-        """[out_features, in_features]."""
-        return self.out_features, self.in_features
-
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [..., in_features]; the result is [..., out_features] in the dtype of x."""
         buffers: dict[str, Any] = self._buffers  # attributes are slower, by way of __getattr__
@@ -131,14 +150,99 @@ class CSRLinear(CSRLayer):
             self._int8_activations,
         )
 
-    def dense_module(self) -> nn.Linear:
-        """An nn.Linear of this shape on the meta device."""
-        has_bias = self.bias is not None
-        return nn.Linear(self.in_features, self.out_features, bias=has_bias, device="meta")
 
-    def extra_repr(self) -> str:
-        """What ``repr(model)`` shows of the layer."""
-        return (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"{self._description()}"
+class NMLinear(_Linear):
+    """activation(x W^T + bias) with an N:M matrix W: n of every m inputs of each output.
+
+    A new layer keeps zeros: it is there to load a state into. Use `from_dense` or `from_packed`
+    for one with weights.
+
+    Args:
+        in_features: size of the last axis of x.
+        out_features: size of the last axis of the result.
+        n: weights that each group keeps, 1 to m - 1.
+        m: consecutive inputs of a group: 2, 4, 8, 16 or 32.
+        bias, activation, dtype, device: as in `CSRLinear`.
+
+    Shape: x [..., in_features], float32, bfloat16 or float16; result [..., out_features], the
+    dtype of x, whatever the dtype of the values.
+
+    Raises:
+        TypeError, ValueError: wrong arguments.
+        NotImplementedError: an activation that no kernel fuses.
+    """
+
+    _TENSOR = NMTensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        n: int,
+        m: int,
+        bias: bool = True,
+        activation: str = "none",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        check_pattern("NMLinear", n, m)
+        self.in_features = in_features
+        self.out_features = out_features
+        self._begin(
+            out_features,
+            in_features,
+            bias,
+            activation,
+            dtype,
+            device,
+            lambda zeros: _core.nm_pack(zeros, "int8", n, m),
+        )
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.Linear,
+        n: int,
+        m: int,
+        activation: str = "none",
+        *,
+        mask: Tensor | None = None,
+        strict: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Pack the weight of a dense layer, which is left as it is; nothing is shared with it.
+
+        Values can be trained when the dense weight could (int8 never). `n`, `m`, `mask`, `strict`
+        and `dtype` are those of `NMTensor.from_dense`.
+
+        Raises:
+            TypeError: `module` is not an nn.Linear; and what `NMTensor.from_dense` raises.
+        """
+        if not isinstance(module, nn.Linear):
+            raise TypeError(
+                f"NMLinear.from_dense: module must be an nn.Linear, got {type(module).__name__}"
+            )
+        weight = module.weight
+        packed = NMTensor.from_dense(weight.detach(), n, m, mask=mask, strict=strict, dtype=dtype)
+        packed = trainable(packed, weight.requires_grad)
+        return cls.from_packed(packed, cls._copy_of(module.bias), activation).train(module.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in_features]; the result is [..., out_features] in the dtype of x."""
+        buffers: dict[str, Any] = self._buffers  # attributes are slower, by way of __getattr__
+        return ops.linear_nm(
+            x,
+            self.values,
+            buffers["structure"],
+            buffers["scale"],
+            self.bias,
+            self.out_features,
+            self._activation,
+        )
+
+    def kernel(self, x_rows: int = 1) -> str:
+        """Name of the kernel that multiplies `x_rows` rows of x on this machine."""
+        return _core.nm_kernel(
+            to_numpy(self.structure.cpu()), DTYPE_NAMES[self.values.dtype], x_rows
         )
