@@ -53,6 +53,7 @@ _TITLES = {
     "isa": "Instruction sets, forced",
     "isa_avx2": "AVX2 against dense fp32 held to AVX2",
     "pack": "Packing, 1 thread",
+    "nm": "N:M linear layers; decode in bf16 with cold weights, batches in fp32",
     "nm_mask": "N:M masks (N of M are kept), fp32",
     "overhead": "Cost of a call, 1 thread",
     "cpp": "From C++",
@@ -241,7 +242,7 @@ def _of_machine(folder: Path, docs: Path) -> Iterator[str]:
     for name, title in plots.write(records, docs / "images", folder.name):
         yield f"![{title}](images/{name})"
         yield ""
-    dense = ("conv2d", "mobilenet", "linear", "decode", "model")
+    dense = ("conv2d", "mobilenet", "linear", "decode", "nm", "model")
     order = [*_TITLES, *sorted({r["bench"] for r in records} - set(_TITLES))]
     for bench in order:
         found = [r for r in records if r["bench"] == bench]
