@@ -95,7 +95,7 @@ def model() -> nn.Module:
 def test_layers_keep_the_option(tmp_path):
     net = model()
     result = sk.convert_(net, policy="always", allow_dtypes=[torch.int8], int8_activations=True)
-    assert all(d.format == "csr int8" for d in result.layers)
+    assert all(d.format == "csr int8, int8 x" for d in result.layers)
     assert all(layer.int8_activations for layer in (net[0], net[2]))
     assert "int8_activations=True" in repr(net)
     assert ("_dot__" in net[0].kernel(64)) == bool(INT8_ISAS)

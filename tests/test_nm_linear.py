@@ -134,6 +134,21 @@ def test_gradients_are_those_of_the_dense_layer():
         torch.testing.assert_close(got, dense.grad * mask, rtol=1e-4, atol=1e-4)
 
 
+def test_gradients_under_autocast_and_with_negative_zeros():
+    """bf16 autocast reaches no product of backward; padding may have become -0 in training."""
+    layer = sk.nn.NMLinear.from_dense(nn.Linear(33, 21), 2, 4, strict=False)
+    x = torch.randn(5, 33, requires_grad=True)
+    layer.values.data.neg_()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).square().sum().backward()
+    x_plain = x.detach().clone().requires_grad_()
+    found = [x.grad.clone(), layer.values.grad.clone()]
+    layer.values.grad = None
+    layer(x_plain).square().sum().backward()
+    torch.testing.assert_close(found[0], x_plain.grad)
+    torch.testing.assert_close(found[1], layer.values.grad)
+
+
 ERRORS = {
     "w": ({"w": torch.ones(2, 2)}, TypeError, "nm_linear: w must be a NMTensor, got Tensor"),
     "x list": ({"x": [1.0]}, TypeError, r"nm_linear: x must be a torch\.Tensor, got list"),
@@ -211,6 +226,18 @@ def test_a_new_layer_takes_a_state_of_any_pattern():
     torch.testing.assert_close(source.to_dense()(x), net[0](x))
     with pytest.raises(RuntimeError, match="structure"):
         layer.load_state_dict(sk.nn.CSRLinear.from_dense(net[0]).state_dict())
+
+
+def test_int8_activations_are_for_csr(tmp_path):
+    net = model()
+    sk.convert_(net, policy="always", allow_dtypes=[torch.int8], int8_activations=True)
+    assert all(
+        layer.values.dtype != torch.int8 or layer.int8_activations for layer in (net[0], net[2])
+    )
+    net = model()
+    sk.convert_(net, policy="always")
+    with pytest.raises(AttributeError):
+        net[0].int8_activations = True
 
 
 def test_int8_layers():

@@ -28,9 +28,10 @@ _Grads = tuple[Tensor | None, ...]
 
 
 def _dense(values: Tensor, structure: Tensor, scale: Tensor | None) -> Tensor:
-    array = _core.nm_unpack(
-        to_numpy(values.detach().cpu()), to_numpy(structure.cpu()), DTYPE_NAMES[values.dtype]
-    )
+    stored = values.detach().cpu()
+    if stored.is_floating_point():
+        stored = stored + 0.0  # -0 becomes 0, as the format has it where there is no weight
+    array = _core.nm_unpack(to_numpy(stored), to_numpy(structure.cpu()), DTYPE_NAMES[values.dtype])
     dense = from_numpy(array, values.dtype).to(values.device)
     return dense if scale is None else dense.float() * scale[:, None]
 
@@ -47,21 +48,24 @@ def _nm_linear_transposed(
             f"{operator}: x.shape[-1] and cols must be the structure's {list(dense.shape)}, got "
             f"{[x.shape[-1], cols]}"
         )
-    return (x.float() @ dense.float()).to(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return (x.float() @ dense.float()).to(x.dtype)
 
 
 def _nm_sddmm(grad: Tensor, x: Tensor, structure: Tensor, numel: int) -> Tensor:
     """The entries of grad^T x at the stored weights, in the order of values; float32."""
     info = _core.nm_info(to_numpy(structure.cpu()))
     shape = (info["rows"], info["cols"])
-    if grad.dim() != 2 or x.dim() != 2 or (grad.shape[1], x.shape[1]) != shape:
+    same_rows = grad.dim() == 2 and x.dim() == 2 and grad.shape[0] == x.shape[0]
+    if not same_rows or (grad.shape[1], x.shape[1]) != shape:
         raise ValueError(
             f"nm_sddmm: grad and x must be [m, {shape[0]}] and [m, {shape[1]}], got "
             f"{list(grad.shape)} and {list(x.shape)}"
         )
     if grad.dtype != x.dtype:
         raise TypeError(f"nm_sddmm: grad must have the dtype of x ({x.dtype}), got {grad.dtype}")
-    product = (grad.float().T @ x.float()).cpu().contiguous()
+    with torch.autocast(x.device.type, enabled=False):
+        product = (grad.float().T @ x.float()).cpu().contiguous()
     kept = _core.nm_mask_of(to_numpy(structure.cpu()))
     values, _ = _core.nm_pack(product.numpy(), "float32", info["n"], info["m"], kept)
     if values.size != numel:
@@ -85,6 +89,13 @@ def _nm_linear_transposed_fake(
 def _nm_sddmm_fake(grad: Tensor, x: Tensor, structure: Tensor, numel: int) -> Tensor:
     if grad.dtype != x.dtype:
         raise TypeError(f"nm_sddmm: grad must have the dtype of x ({x.dtype}), got {grad.dtype}")
+    if structure.dtype != torch.uint8 or structure.dim() != 1:
+        raise TypeError("nm_sddmm: structure must be a 1-D uint8 tensor")
+    if grad.dim() != 2 or x.dim() != 2 or grad.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"nm_sddmm: grad and x must be matrices of equal rows, got {list(grad.shape)} and "
+            f"{list(x.shape)}"
+        )
     return x.new_empty((numel,), dtype=torch.float32)
 
 

@@ -85,7 +85,8 @@ def candidates_for(
                 continue
             int8_x = int8_activations and dtype == torch.int8
             result += [_packed(site, dtype, rows, int8_x) for rows in blocks]
-            result += [_packed_nm(site, dtype, *pattern) for pattern in patterns]
+            if not int8_x:  # nm has no products with x in int8
+                result += [_packed_nm(site, dtype, *pattern) for pattern in patterns]
     casts = [d for d in allowed if d.is_floating_point and d.itemsize < own.itemsize]
     for dtype in casts:
         result.append(_cast(site, dtype, allowed=True))
@@ -160,7 +161,7 @@ def _packed(site: Site, dtype: torch.dtype, block_rows: int, int8_x: bool) -> Ca
         layer.int8_activations = int8_x
         modules.append(layer.train(module.training))
     rows = f" r{block_rows}" if block_rows > 1 else ""
-    label = f"csr{rows} {describe_dtype(dtype)}"
+    label = f"csr{rows} {describe_dtype(dtype)}{', int8 x' if int8_x else ''}"
     return Candidate(label, "csr", block_rows, tuple(modules), packed.nbytes)
 
 

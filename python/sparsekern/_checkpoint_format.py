@@ -106,10 +106,10 @@ class LayerSpec:
                     f"checkpoint: {field} of layer {name!r} must be one of "
                     f"{', '.join(map(str, allowed))}, got {got!r}; a newer sparsekern may read it"
                 )
-        if raw["int8_activations"] and raw["dtype"] != "int8":
+        if raw["int8_activations"] and (raw["dtype"] != "int8" or raw["kind"] == "nm_linear"):
             raise CheckpointError(
-                f"checkpoint: int8_activations of layer {name!r} must come with int8 values, "
-                f"got {raw['dtype']}"
+                f"checkpoint: int8_activations of layer {name!r} must come with int8 values of "
+                f"csr, got {raw['dtype']} of {raw['kind']}"
             )
         shape = raw.get("shape")
         if (

@@ -107,12 +107,13 @@ def _checkpoint(path: Path) -> FileContent:
         hidden.update(prefix + part for part in ("values", "structure", "scale"))
         rows = f" r{spec.block_rows}" if spec.block_rows > 1 else ""
         rows += f" {spec.pattern}" if spec.pattern else ""
+        int8_x = ", int8 x" if spec.int8_activations else ""
         activation = "" if spec.activation == "none" else f" + {spec.activation}"
         item = 4 if packed.dtype == torch.int8 else packed.dtype.itemsize
         lines.append(
             TensorLine(
                 prefix + "weight",
-                f"{spec.kind}{rows} {spec.dtype}{activation}",
+                f"{spec.kind}{rows} {spec.dtype}{int8_x}{activation}",
                 tuple(packed.shape),
                 packed.density,
                 packed.nbytes,
@@ -165,7 +166,10 @@ def _kernels() -> list[str]:
                 for int8_x in {False, dtype == "int8"}:
                     found[_core.csr_kernel(structure, dtype, x_rows, False, int8_x)] = None
                     found[_core.csr_kernel(structure, dtype, x_rows, True, int8_x)] = None
-        if dtype != "int8":
-            for m in GROUP_SIZES:
+        for m in GROUP_SIZES:
+            _, structure = _core.nm_pack(np.zeros((16, 32), kind), dtype, 1, m)
+            for x_rows in (1, 1024):
+                found[_core.nm_kernel(structure, dtype, x_rows)] = None
+            if dtype != "int8":
                 found[_core.nm_mask_kernel(m, dtype)] = None
     return sorted(found)

@@ -111,4 +111,10 @@ def fuse_(model: nn.Module) -> list[str]:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Whether a call does more than the class's forward."""
+    return "forward" in module.__dict__ or bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -245,7 +245,7 @@ def _weight_reason(
     ):
         return "its weight is computed before each call"
     if weight.device.type != "cpu":
-        return f"on {weight.device}, csr kernels run on the CPU"
+        return f"on {weight.device}, packed layers run on the CPU"
     if weight.dtype not in _DTYPES:
         return f"weights are {str(weight.dtype).removeprefix('torch.')}"
     if weight.numel() == 0:

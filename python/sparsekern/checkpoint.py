@@ -2,10 +2,11 @@
 """Checkpoints: one safetensors file that holds the packed layers and everything else of a model.
 
 The file's metadata carry, under ``sparsekern``, a JSON text: the version of this layout; for each
-packed layer its kind, shape, block rows, dtype, activation and stride; the dense layers that
-compute in a dtype of their own; the names that are ties of other names (stored once); and a CRC-32
-of every tensor's name, dtype, shape and bytes. Under ``sparsekern.crc32`` is the CRC-32 of that
-text. What is read is untrusted: all is checked before a model changes, and a flipped bit is found.
+packed layer its kind, shape, pattern, block rows, dtype, activation and whether that was fused,
+bias, stride and whether x is rounded to int8; the dense layers that compute in a dtype of their
+own; the names that are ties of other names (stored once); and a CRC-32 of every tensor's name,
+dtype, shape and bytes. Under ``sparsekern.crc32`` is the CRC-32 of that text. What is read is
+untrusted: all is checked before a model changes, and a flipped bit is found.
 
 Three ways in: `load_file` into a model, `load_tensors` without one, and, as the file is ordinary
 safetensors, any reader that knows ``docs/formats.md``.

@@ -70,8 +70,8 @@ def convert_(
         allow_dtypes: dtypes that weights may be rounded to besides their own: torch.bfloat16 or
             torch.float16 (packed, or dense with x cast to it) and torch.int8 (packed). Without
             it nothing is rounded, and the result only says where dense bfloat16 would have won.
-        int8_activations: with torch.int8 among `allow_dtypes`, layers packed in int8 round x to
-            int8 as well, row by row (`sparsekern.csr_linear`).
+        int8_activations: with torch.int8 among `allow_dtypes`, layers packed in int8 (as csr, which
+            alone can) round x to int8 as well, row by row (`sparsekern.ops.csr_linear`).
         block_rows: 1, 2 or 4 outputs that share a pattern, or "auto": those whose blocks the
             weight's zeros already have.
         min_sparsity: share of zeros, in [0, 1], below which (the layer's rounded to a percent) a

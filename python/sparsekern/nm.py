@@ -61,7 +61,8 @@ def _largest(w: Tensor, n: int, m: int, mask: Tensor | None) -> Tensor:
     step = max(1, _SELECTED_AT_ONCE // cols)
     for first in range(0, rows, step):
         part = slice(first, first + step)
-        size = torch.where(w[part].isnan(), -1, w[part].abs())
+        rows_of_w = w[part].float() if w.element_size() == 1 else w[part]  # float8 does not sort
+        size = torch.where(rows_of_w.isnan(), -1, rows_of_w.abs())
         if mask is not None:
             size = size.masked_fill(~mask[part].to(w.device), -2)
         size = torch.nn.functional.pad(size, (0, -cols % m), value=-3)

@@ -237,7 +237,7 @@ def _autograd_would_idle(
         _unpack_dual(t).tangent is not None for t in (x, values, bias) if t is not None
     ):
         raise NotImplementedError(
-            "csr: gradients must be in reverse mode (backward), got a forward-mode dual tensor"
+            "gradients must be in reverse mode (backward), got a forward-mode dual tensor"
         )
     if torch.is_grad_enabled():
         return not (
@@ -257,7 +257,8 @@ def _explained(error: Exception, operator: str, **arguments: object) -> Exceptio
             return TypeError(f"{operator}: {name} must be a torch.Tensor, got {got}")
     if isinstance(error, NotImplementedError) and "backend" in str(error):  # torch's own
         devices = {str(a.device) for a in arguments.values() if isinstance(a, Tensor)}
-        existing = "cpu" if torch.version.cuda is None else "cpu and cuda"
+        on_cuda = operator == "csr_linear" and torch.version.cuda is not None
+        existing = "cpu and cuda" if on_cuda else "cpu"
         return NotImplementedError(
             f"{operator}: x must be on a device with kernels ({existing}), "
             f"got {' and '.join(sorted(devices))}"

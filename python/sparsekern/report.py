@@ -36,7 +36,7 @@ class LayerReport:
         dtype: of the weight's values.
         block_rows: outputs that share a pattern; 0 for dense.
         shape: of the dense weight; [out, in] for packed convolutions.
-        density: share of weights kept (csr) or not zero (dense); None where it holds no data.
+        density: share of weights kept (packed) or not zero (dense); None where it holds no data.
         kernel: the name that selection gives on this machine, for the rows of x that the
             examples have, one row without examples; "torch" for dense.
         nbytes: of the weight as it is.

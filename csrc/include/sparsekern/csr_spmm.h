@@ -27,7 +27,8 @@ struct CsrMatrix {
 //
 // int8_x, for kI8 values only: each row of x is first rounded to the nearest multiples of
 // max |row| / 127, and the products are of integers (with dot-product instructions where the
-// processor has them). A row with a NaN or an infinity then answers NaN everywhere.
+// processor has them). A row with a NaN or an infinity then answers NaN everywhere;
+// one without a number above 2^-100 counts as zeros.
 struct CsrLinearArgs {
   const void* x = nullptr;
   void* y = nullptr;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pruning: choose which weights become zero, and keep them zero in training.
 
-Changes only masks and values, never a module's type; needs torch alone, and the compiled core only
-for `NM` masks.
+Changes only masks and values, never a module's type; calls torch alone, and the compiled core
+only for `NM` masks.
 """
 
 from .gradual import GradualPruner, GradualSchedule
