@@ -15,7 +15,7 @@ void Linear(benchmark::State& state, KernelSet set, int64_t x_rows, int64_t rows
   Packed& w = PackedOnce(rows, cols, sparsity);
   const std::vector<float> x = RandomVector(x_rows * cols, 2);
   std::vector<float> y(static_cast<size_t>(x_rows * rows));
-  CsrLinearArgs args;
+  LinearArgs args;
   args.x = x.data();
   args.y = y.data();
   args.x_rows = x_rows;

@@ -8,8 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "bind/numpy_arrays.h"
-#include "bind/register.h"
+#include "bind/packing.h"
 #include "sparsekern/csr.h"
 #include "sparsekern/csr_spmm.h"
 
@@ -19,76 +18,35 @@ namespace sparsekern::bind {
 namespace {
 
 CsrStructure Parse(const char* op, const py::array& structure) {
-  CheckArray(op, "structure", structure, 1, 1);
-  CsrStructure parsed;
-  Raise(ParseCsrStructure(structure.data(), static_cast<size_t>(structure.nbytes()), op, &parsed));
-  return parsed;
+  return ParseArray<CsrStructure>(op, structure, &ParseCsrStructure);
 }
 
-void Validate(const py::array& values, const py::array& structure, const std::string& dtype_name) {
-  const DType dtype = DTypeFromName("csr_validate", dtype_name);
-  CheckArray("csr_validate", "values", values, 1, static_cast<ssize_t>(SizeOf(dtype)));
-  CheckArray("csr_validate", "structure", structure, 1, 1);
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = ValidateCsr(structure.data(), static_cast<size_t>(structure.nbytes()), values.data(),
-                         values.size(), dtype);
-  }
-  Raise(status);
-}
-
-// What walks the entries must not meet an index that was never checked.
 CsrStructure Validated(const char* op, const py::array& structure) {
   const CsrStructure parsed = Parse(op, structure);
-  const std::vector<uint8_t> zeros(static_cast<size_t>(parsed.value_count()), 0);
-  Raise(ValidateCsr(structure.data(), static_cast<size_t>(structure.nbytes()), zeros.data(),
-                    parsed.value_count(), DType::kI8));
+  ValidatePattern(structure, parsed.value_count(), &ValidateCsr);
   return parsed;
 }
 
-py::tuple Pack(const py::array& dense, const std::string& dtype_name,
-               const std::optional<py::array>& mask, int block_rows) {
-  const DType dtype = DTypeFromName("csr_pack", dtype_name);
-  CheckArray("csr_pack", "dense", dense, 2, static_cast<ssize_t>(SizeOf(dtype)));
-  const uint8_t* mask_data = MaskData("csr_pack", dense, mask);
-  CsrPacker packer;
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status =
-        packer.Plan(dense.data(), dtype, dense.shape(0), dense.shape(1), mask_data, block_rows);
-  }
-  Raise(status);
-  py::array values = NewArray(NumpyType(dtype), packer.value_count());
-  py::array structure =
-      NewArray(py::dtype::of<uint8_t>(), static_cast<int64_t>(packer.structure_bytes()));
-  void* values_data = values.mutable_data();
-  void* structure_data = structure.mutable_data();
-  {
-    const py::gil_scoped_release release;
-    packer.Fill(values_data, structure_data);
-  }
-  return py::make_tuple(values, structure);
+void Validate(const py::array& values, const py::array& structure, const std::string& dtype) {
+  ValidateArrays("csr_validate", values, structure, dtype, &ValidateCsr);
 }
 
-py::array Unpack(const py::array& values, const py::array& structure,
-                 const std::string& dtype_name) {
-  Validate(values, structure, dtype_name);
-  const DType dtype = DTypeFromName("csr_unpack", dtype_name);
-  const CsrStructure parsed = Parse("csr_unpack", structure);
-  py::array dense = NewArray(NumpyType(dtype), parsed.rows, parsed.cols);
-  void* dense_data = dense.mutable_data();
-  const py::gil_scoped_release release;
-  UnpackCsr(parsed, values.data(), dtype, dense_data);
-  return dense;
+py::tuple Pack(const py::array& dense, const std::string& dtype,
+               const std::optional<py::array>& mask, int block_rows) {
+  return PackArrays<CsrPacker>("csr_pack", dense, dtype, mask,
+                               [&](CsrPacker& packer, const auto&... arguments) {
+                                 return packer.Plan(arguments..., block_rows);
+                               });
+}
+
+py::array Unpack(const py::array& values, const py::array& structure, const std::string& dtype) {
+  Validate(values, structure, dtype);
+  return UnpackArrays(Parse("csr_unpack", structure), values, DTypeFromName("csr_unpack", dtype),
+                      &UnpackCsr);
 }
 
 py::array Mask(const py::array& structure) {
-  const CsrStructure parsed = Validated("csr_mask", structure);
-  py::array mask = NewArray(py::dtype::of<bool>(), parsed.rows, parsed.cols);
-  CsrMask(parsed, static_cast<uint8_t*>(mask.mutable_data()));
-  return mask;
+  return MaskArray(Validated("csr_mask", structure), &CsrMask);
 }
 
 py::dict Info(const py::array& structure) {

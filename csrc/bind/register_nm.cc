@@ -6,10 +6,8 @@
 
 #include <optional>
 #include <string>
-#include <vector>
 
-#include "bind/numpy_arrays.h"
-#include "bind/register.h"
+#include "bind/packing.h"
 #include "sparsekern/isa.h"
 #include "sparsekern/nm_linear.h"
 
@@ -19,76 +17,31 @@ namespace sparsekern::bind {
 namespace {
 
 NmStructure Parse(const char* op, const py::array& structure) {
-  CheckArray(op, "structure", structure, 1, 1);
-  NmStructure parsed;
-  Raise(ParseNmStructure(structure.data(), static_cast<size_t>(structure.nbytes()), op, &parsed));
-  return parsed;
+  return ParseArray<NmStructure>(op, structure, &ParseNmStructure);
 }
 
-void Validate(const py::array& values, const py::array& structure, const std::string& dtype_name) {
-  const DType dtype = DTypeFromName("nm_validate", dtype_name);
-  CheckArray("nm_validate", "values", values, 1, static_cast<ssize_t>(SizeOf(dtype)));
-  CheckArray("nm_validate", "structure", structure, 1, 1);
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = ValidateNm(structure.data(), static_cast<size_t>(structure.nbytes()), values.data(),
-                        values.size(), dtype);
-  }
-  Raise(status);
+void Validate(const py::array& values, const py::array& structure, const std::string& dtype) {
+  ValidateArrays("nm_validate", values, structure, dtype, &ValidateNm);
 }
 
-py::tuple Pack(const py::array& dense, const std::string& dtype_name, int n, int m,
+py::tuple Pack(const py::array& dense, const std::string& dtype, int n, int m,
                const std::optional<py::array>& mask) {
-  const DType dtype = DTypeFromName("nm_pack", dtype_name);
-  CheckArray("nm_pack", "dense", dense, 2, static_cast<ssize_t>(SizeOf(dtype)));
-  const uint8_t* mask_data = MaskData("nm_pack", dense, mask);
-  NmPacker packer;
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    status = packer.Plan(dense.data(), dtype, dense.shape(0), dense.shape(1), n, m, mask_data);
-  }
-  Raise(status);
-  py::array values = NewArray(NumpyType(dtype), packer.value_count());
-  py::array structure =
-      NewArray(py::dtype::of<uint8_t>(), static_cast<int64_t>(packer.structure_bytes()));
-  void* values_data = values.mutable_data();
-  void* structure_data = structure.mutable_data();
-  {
-    const py::gil_scoped_release release;
-    packer.Fill(values_data, structure_data);
-  }
-  return py::make_tuple(values, structure);
+  return PackArrays<NmPacker>(
+      "nm_pack", dense, dtype, mask,
+      [&](NmPacker& packer, const void* data, DType type, int64_t rows, int64_t cols,
+          const uint8_t* kept) { return packer.Plan(data, type, rows, cols, n, m, kept); });
 }
 
-py::array Unpack(const py::array& values, const py::array& structure,
-                 const std::string& dtype_name) {
-  Validate(values, structure, dtype_name);
-  const DType dtype = DTypeFromName("nm_unpack", dtype_name);
-  const NmStructure parsed = Parse("nm_unpack", structure);
-  py::array dense = NewArray(NumpyType(dtype), parsed.rows, parsed.cols);
-  void* dense_data = dense.mutable_data();
-  const py::gil_scoped_release release;
-  UnpackNm(parsed, values.data(), dtype, dense_data);
-  return dense;
+py::array Unpack(const py::array& values, const py::array& structure, const std::string& dtype) {
+  Validate(values, structure, dtype);
+  return UnpackArrays(Parse("nm_unpack", structure), values, DTypeFromName("nm_unpack", dtype),
+                      &UnpackNm);
 }
 
 py::array Mask(const py::array& structure) {
   const NmStructure parsed = Parse("nm_mask_of", structure);
-  py::array mask = NewArray(py::dtype::of<bool>(), parsed.rows, parsed.cols);
-  auto* mask_data = static_cast<uint8_t*>(mask.mutable_data());
-  Status status;
-  {
-    const py::gil_scoped_release release;
-    // A field that names a wrong column is no danger here, but would give a wrong answer.
-    const std::vector<uint8_t> zeros(static_cast<size_t>(parsed.value_count()), 0);
-    status = ValidateNm(structure.data(), static_cast<size_t>(structure.nbytes()), zeros.data(),
-                        parsed.value_count(), DType::kI8);
-    if (status.ok()) NmMask(parsed, mask_data);
-  }
-  Raise(status);
-  return mask;
+  ValidatePattern(structure, parsed.value_count(), &ValidateNm);
+  return MaskArray(parsed, &NmMask);
 }
 
 py::dict Info(const py::array& structure) {

@@ -9,7 +9,7 @@
 
 #include "bind/torch_errors.h"
 #include "bind/torch_tensor.h"
-#include "sparsekern/activation.h"
+#include "sparsekern/linear.h"
 
 namespace sparsekern::bind {
 
@@ -51,10 +51,10 @@ inline void CheckStructure(const char* op, const Tensor& structure) {
   }
 }
 
-// Values and scale of a packed matrix (CsrMatrix, NmMatrix).
-template <typename Matrix>
+// Values and scale of a packed matrix.
+template <typename Structure>
 void SetValues(const char* op, const Tensor& values, const MaybeTensor& scale, int64_t value_count,
-               int64_t rows, Matrix* w) {
+               int64_t rows, PackedMatrix<Structure>* w) {
   CheckVector(op, "values", values, value_count);
   if (!DTypeOf(values.scalar_type(), &w->dtype)) {
     Fail(Status::InvalidType(std::string(op) +
@@ -94,13 +94,12 @@ inline const float* Bias(const char* op, const MaybeTensor& bias, int64_t rows,
   return static_cast<const float*>((*keep)->const_data_ptr());
 }
 
-// What a linear operator reads and writes: fills in CsrLinearArgs or NmLinearArgs, and owns the
-// tensors that they point into.
+// What a linear operator reads and writes: fills in LinearArgs, and owns the tensors that they
+// point into.
 class LinearCall {
  public:
-  template <typename Args>
   LinearCall(const char* op, const Tensor& x, const MaybeTensor& bias, int64_t rows, int64_t cols,
-             int64_t activation, Args* args)
+             int64_t activation, LinearArgs* args)
       : rows_of_x_(x), y(x) {
     const int64_t dims = x.dim();
     if (dims < 1 || dims > kMaxDims) {

@@ -42,7 +42,7 @@ Tensor CsrLinearOp(const Tensor& x, const Tensor& values, const Tensor& structur
   constexpr const char* kOp = "csr_linear";
   CheckCpu(kOp, "x", x);
   const CsrMatrix w = Matrix(kOp, values, structure, scale, rows);
-  CsrLinearArgs args;
+  LinearArgs args;
   args.int8_x = int8_activations;
   const LinearCall call(kOp, x, bias, rows, w.structure.cols, activation, &args);
   ThrowIfError(CsrLinear(w, args, TorchParallelFor()));

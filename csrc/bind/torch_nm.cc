@@ -25,7 +25,7 @@ Tensor NmLinearOp(const Tensor& x, const Tensor& values, const Tensor& structure
                               std::to_string(w.structure.rows) + "), got " + std::to_string(rows)));
   }
   SetValues(kOp, values, scale, w.structure.value_count(), rows, &w);
-  NmLinearArgs args;
+  LinearArgs args;
   const LinearCall call(kOp, x, bias, rows, w.structure.cols, activation, &args);
   ThrowIfError(NmLinear(w, args, TorchParallelFor()));
   return call.y;

@@ -176,7 +176,7 @@ int32_t sk_csr_linear(const CsrMatrix* matrix, const void* x, void* y, uint32_t 
                       uint32_t x_rows, uint32_t x_stride, uint32_t y_stride, const float* bias,
                       uint32_t activation) {
   if (const Status status = CheckDType("csr_linear", dtype); !status.ok()) return Report(status);
-  sparsekern::CsrLinearArgs args;
+  sparsekern::LinearArgs args;
   args.x = x;
   args.y = y;
   args.dtype = DTypeOf(dtype);

@@ -74,7 +74,7 @@ int main() {
 
   // y = relu(x w^T + bias). The library owns no threads: it takes a ParallelFor.
   sk::ThreadPool pool;
-  sk::CsrLinearArgs args{.x = x.data(), .y = y.data(), .x_rows = kRows};
+  sk::LinearArgs args{.x = x.data(), .y = y.data(), .x_rows = kRows};
   args.x_stride = kInputs;
   args.y_stride = kOutputs;
   args.epilogue = {.bias = bias.data(), .activation = sk::Activation::kRelu};

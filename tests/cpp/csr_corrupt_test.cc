@@ -19,7 +19,7 @@ void RunAll(const CsrMatrix& w) {
   for (const int64_t x_rows : {1, 3, 40}) {
     Elements x = RandomElements(DType::kF32, x_rows * cols, 1);
     Elements y = Zeros(DType::kF32, x_rows * rows);
-    CsrLinearArgs linear;
+    LinearArgs linear;
     linear.x = x.data();
     linear.y = y.data();
     linear.x_rows = x_rows;

@@ -52,7 +52,7 @@ void CheckLinear(const Case& c, int64_t x_rows, DType x_dtype, Activation activa
     for (int64_t k = 0; k < c.cols; ++k) x.Set(static_cast<size_t>(3 * c.cols + k), 1e-40f);
   }
   const std::vector<float> bias = RandomFloats(c.rows, 9);
-  CsrLinearArgs args;
+  LinearArgs args;
   args.x = x.data();
   args.y = y.data();
   args.dtype = x_dtype;
@@ -188,7 +188,7 @@ TEST_P(CsrInt8Test, LargeSums) {
   Pack(&c);
   const std::vector<float> x(static_cast<size_t>(40 * c.cols), 2.0f);
   std::vector<float> y(static_cast<size_t>(40 * c.rows));
-  CsrLinearArgs args;
+  LinearArgs args;
   args.x = x.data();
   args.y = y.data();
   args.x_rows = 40;
@@ -205,7 +205,7 @@ TEST_P(CsrInt8Test, LargeSums) {
 
 TEST(CsrInt8ErrorTest, OtherValuesAreRefused) {
   const Case c = MakeCase(10, 12, 0.5, DType::kF32, 1);
-  CsrLinearArgs linear;
+  LinearArgs linear;
   linear.x_stride = 12;
   linear.y_stride = 10;
   linear.int8_x = true;

@@ -40,7 +40,7 @@ void Check(const Case& c, const Call& call, const ParallelFor& parallel_for) {
     x.Set(static_cast<size_t>(call.x_rows / 2 * x_stride + c.cols / 2), -inf);
   }
   const std::vector<float> bias = RandomFloats(c.rows, 9);
-  CsrLinearArgs args;
+  LinearArgs args;
   args.x = x.data();
   args.y = y.data();
   args.dtype = call.x_dtype;
@@ -141,7 +141,7 @@ TEST_P(CsrLinearTest, Threads) {
 TEST_P(CsrLinearTest, NoRowsOfXDoNothing) {
   const ForcedIsa forced(GetParam());
   const Case c = MakeCase(10, 10, 0.5, DType::kF32, 1);
-  CsrLinearArgs args;
+  LinearArgs args;
   args.x_stride = 10;
   args.y_stride = 10;
   EXPECT_TRUE(CsrLinear(c.Matrix(), args, Serial()).ok());
@@ -151,7 +151,7 @@ TEST(CsrLinearErrorTest, ArgumentsAreChecked) {
   const Case c = MakeCase(10, 12, 0.5, DType::kF32, 1);
   Elements x = Zeros(DType::kF32, 12);
   Elements y = Zeros(DType::kF32, 10);
-  CsrLinearArgs good;
+  LinearArgs good;
   good.x = x.data();
   good.y = y.data();
   good.x_rows = 1;
@@ -160,14 +160,14 @@ TEST(CsrLinearErrorTest, ArgumentsAreChecked) {
   ASSERT_TRUE(CsrLinear(c.Matrix(), good, Serial()).ok());
   const auto code = [&](auto change) {
     CsrMatrix w = c.Matrix();
-    CsrLinearArgs args = good;
+    LinearArgs args = good;
     change(w, args);
     const Status status = CsrLinear(w, args, Serial());
     EXPECT_EQ(status.message().rfind("csr_linear: ", 0), 0u) << status.message();
     return status.code();
   };
   using W = CsrMatrix&;
-  using A = CsrLinearArgs&;
+  using A = LinearArgs&;
   EXPECT_EQ(code([](W, A a) { a.dtype = DType::kI8; }), StatusCode::kInvalidType);
   EXPECT_EQ(code([](W w, A) { w.dtype = static_cast<DType>(9); }), StatusCode::kInvalidType);
   EXPECT_EQ(code([](W w, A) { w.dtype = DType::kI8; }), StatusCode::kInvalidValue);

@@ -101,7 +101,7 @@ void Check(const NmCase& c, const Call& call, const ParallelFor& parallel_for) {
   Elements y = RandomElements(call.x_dtype, (call.x_rows - 1) * y_stride + d.rows, 8);
   const Elements before = y;
   const std::vector<float> bias = RandomFloats(d.rows, 9);
-  NmLinearArgs args;
+  LinearArgs args;
   args.x = x.data();
   args.y = y.data();
   args.dtype = call.x_dtype;
@@ -182,7 +182,7 @@ TEST_P(NmLinearTest, NothingBeyondXIsRead) {
       for (int64_t k = 0; k < 129; ++k) x[static_cast<size_t>(m * 140 + k)] = 1.0f;
     }
     std::vector<float> y(static_cast<size_t>(x_rows * 20));
-    NmLinearArgs args;
+    LinearArgs args;
     args.x = x.data();
     args.y = y.data();
     args.x_rows = x_rows;
@@ -205,7 +205,7 @@ TEST_P(NmLinearTest, AnyIndexIsSafe) {
     for (const int64_t x_rows : {1, 3, 40}) {
       const Elements x = RandomElements(DType::kF32, x_rows * 150, 1);
       Elements y = Zeros(DType::kF32, x_rows * 40);
-      NmLinearArgs args;
+      LinearArgs args;
       args.x = x.data();
       args.y = y.data();
       args.x_rows = x_rows;
@@ -231,20 +231,20 @@ TEST_P(NmLinearTest, Threads) {
 
 TEST(NmLinearErrorTest, ArgumentsAreChecked) {
   const NmCase c = MakeNmCase(10, 12, {2, 4}, DType::kF32);
-  NmLinearArgs good;
+  LinearArgs good;
   good.x_stride = 12;
   good.y_stride = 10;
   ASSERT_TRUE(NmLinear(c.Matrix(), good, Serial()).ok());  // no rows: nothing to do
   const auto code = [&](auto change) {
     NmMatrix w = c.Matrix();
-    NmLinearArgs args = good;
+    LinearArgs args = good;
     change(w, args);
     const Status status = NmLinear(w, args, Serial());
     EXPECT_EQ(status.message().rfind("nm_linear: ", 0), 0u) << status.message();
     return status.code();
   };
   using W = NmMatrix&;
-  using A = NmLinearArgs&;
+  using A = LinearArgs&;
   EXPECT_EQ(code([](W, A a) { a.dtype = DType::kI8; }), StatusCode::kInvalidType);
   EXPECT_EQ(code([](W w, A) { w.dtype = static_cast<DType>(9); }), StatusCode::kInvalidType);
   EXPECT_EQ(code([](W w, A) { w.dtype = DType::kI8; }), StatusCode::kInvalidValue);
@@ -253,6 +253,7 @@ TEST(NmLinearErrorTest, ArgumentsAreChecked) {
   EXPECT_EQ(code([](W, A a) { a.x_rows = -1; }), StatusCode::kInvalidValue);
   EXPECT_EQ(code([](W, A a) { a.epilogue.activation = static_cast<Activation>(7); }),
             StatusCode::kInvalidValue);
+  EXPECT_EQ(code([](W, A a) { a.int8_x = true; }), StatusCode::kInvalidValue);
 }
 
 TEST(NmSelectionTest, ByTheBitOfTheSet) {

@@ -68,7 +68,7 @@ void Multiply(const CsrMatrix& w) {
   for (const int64_t x_rows : {1, 5, 20}) {
     const std::vector<float> x(static_cast<size_t>(x_rows * cols), 0.5f);
     std::vector<float> y(static_cast<size_t>(x_rows * rows));
-    CsrLinearArgs args;
+    LinearArgs args;
     args.x = x.data();
     args.y = y.data();
     args.x_rows = x_rows;

@@ -8,42 +8,19 @@
 #include "sparsekern/activation.h"
 #include "sparsekern/csr.h"
 #include "sparsekern/isa.h"
+#include "sparsekern/linear.h"
 #include "sparsekern/parallel.h"
 
 namespace sparsekern {
 
-// A packed weight. `structure` comes from ParseCsrStructure; `values` are structure.value_count()
-// elements of `dtype`; `scale` is [rows], for kI8 only, else nullptr.
-struct CsrMatrix {
-  CsrStructure structure;
-  const void* values = nullptr;
-  DType dtype = DType::kF32;
-  const float* scale = nullptr;
-};
+using CsrMatrix = PackedMatrix<CsrStructure>;
 
-// y[m, n] = activation(sum_k x[m, k] * w[n, k] + bias[n]), accumulated in fp32.
-// x: x_rows x w.cols, rows x_stride elements apart; y: x_rows x w.rows, rows y_stride apart; both
-// of dtype kF32, kBF16 or kF16. A weight that is not kept contributes nothing, whatever x holds.
-//
-// int8_x, for kI8 values only: each row of x is first rounded to the nearest multiples of
-// max |row| / 127, and the products are of integers (with dot-product instructions where the
-// processor has them). A row with a NaN or an infinity then answers NaN everywhere;
-// one without a number above 2^-100 counts as zeros.
-struct CsrLinearArgs {
-  const void* x = nullptr;
-  void* y = nullptr;
-  DType dtype = DType::kF32;
-  int64_t x_rows = 0;
-  int64_t x_stride = 0;
-  int64_t y_stride = 0;
-  Epilogue epilogue;
-  bool int8_x = false;
-};
-Status CsrLinear(const CsrMatrix& w, const CsrLinearArgs& args, const ParallelFor& parallel_for);
+// A linear layer. A weight that is not kept contributes nothing, whatever x holds. Takes int8_x.
+Status CsrLinear(const CsrMatrix& w, const LinearArgs& args, const ParallelFor& parallel_for);
 
 // 1x1 convolution without padding or groups. x: [batch, w.cols, height, width] and
-// y: [batch, w.rows, ceil(height / stride), ceil(width / stride)], contiguous. int8_x as above,
-// each pixel being a row.
+// y: [batch, w.rows, ceil(height / stride), ceil(width / stride)], contiguous. int8_x as in
+// LinearArgs, each pixel being a row.
 struct CsrConv2dArgs {
   const void* x = nullptr;
   void* y = nullptr;

@@ -38,6 +38,17 @@ static constexpr const char* Name(DType dtype) {
   return "unknown";
 }
 
+// As kernels' names have it.
+static constexpr const char* ShortName(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return "f32";
+    case DType::kBF16: return "bf16";
+    case DType::kF16: return "f16";
+    case DType::kI8: return "i8";
+  }
+  return "unknown";
+}
+
 // bfloat16 is the upper half of a float32: exact.
 static constexpr float F32FromBF16(uint16_t bits) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);

@@ -137,33 +137,12 @@ void BatchPanel(const BatchMode& mode, const CsrMatrix& w, int64_t panel, int wi
 }
 
 Status CheckMatrix(const char* op, const CsrMatrix& w, bool int8_x) {
-  if (!IsValid(w.dtype))
-    return Status::InvalidType(std::string(op) + ": values have an unknown dtype");
-  if ((w.dtype == DType::kI8) != (w.scale != nullptr)) {
-    return Status::InvalidValue(std::string(op) +
-                                ": scale must be given for int8 values and for no others");
-  }
+  SPARSEKERN_RETURN_IF_ERROR(CheckValues(op, w.dtype, w.scale));
   if (int8_x && w.dtype != DType::kI8) {
     return Status::InvalidType(std::string(op) + ": int8_activations needs int8 values, got " +
                                Name(w.dtype));
   }
   return Status::Ok();
-}
-
-Status CheckActivations(const char* op, DType dtype, Activation activation) {
-  if (!IsValid(dtype) || dtype == DType::kI8) {
-    return Status::InvalidType(std::string(op) + ": x must be float32, bfloat16 or float16, got " +
-                               Name(dtype));
-  }
-  if (!IsValid(activation)) {
-    return Status::InvalidValue(std::string(op) + ": activation must be in [0, 6], got " +
-                                std::to_string(static_cast<int>(activation)));
-  }
-  return Status::Ok();
-}
-
-Status OutOfScratch(const char* op) {
-  return Status::OutOfMemory(std::string(op) + ": no memory for scratch buffers");
 }
 
 }  // namespace sparsekern

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <string>
 
-#include "base/tiles.h"
+#include "base/linear_driver.h"
 #include "ops/csr_spmm/kernels.h"
 #include "sparsekern/csr_spmm.h"
 
@@ -21,29 +21,6 @@ constexpr int Log2(int block_rows) { return block_rows == 4 ? 2 : block_rows - 1
 // Which thread takes which panels or x tiles. Panels are cut so that each part has about the same
 // number of steps: the tile offsets made at pack time are the table.
 int64_t PanelCut(const CsrStructure& s, int64_t part, int64_t parts);
-
-// Runs work(panel_begin, panel_end, tile_begin, tile_end) over all panels and x tiles, split over
-// threads by x tiles or by panels, whichever leaves the slowest thread less to do.
-template <typename Work>
-void ForEachPart(const CsrStructure& s, const XTiles& tiles, const ParallelFor& parallel_for,
-                 const Work& work) {
-  const int64_t threads = parallel_for.threads;
-  const int64_t per_thread = (tiles.count() + threads - 1) / threads;
-  // In units of one kept weight times one full tile: the product, and packing x (about 6 a column).
-  const int64_t pack = s.cols * 6;
-  const int64_t by_tiles = per_thread * (s.kept * s.block_rows + pack);
-  const int64_t by_panels = tiles.count() * (s.kept * s.block_rows / threads + pack);
-  if (threads == 1 || (by_panels < by_tiles && s.panels >= threads)) {
-    ForEachRange(parallel_for, threads, [&](int64_t begin, int64_t end) {
-      work(PanelCut(s, begin, threads), PanelCut(s, end, threads), int64_t{0}, tiles.count());
-    });
-  } else {
-    ForEachRange(parallel_for, threads, [&](int64_t begin, int64_t end) {
-      work(int64_t{0}, s.panels, std::min(tiles.count(), begin * per_thread),
-           std::min(tiles.count(), end * per_thread));
-    });
-  }
-}
 
 CsrTile TileAt(const CsrMatrix& w, int64_t t);
 
@@ -108,30 +85,31 @@ bool ForEachTile(const BatchMode& mode, const CsrMatrix& w, int64_t x_rows,
   const XTiles tiles(widths, x_rows);
   const int widest = widths[std::max(tiles.width_index(0), tiles.width_index(tiles.count() - 1))];
   std::atomic<bool> failed{false};
-  ForEachPart(w.structure, tiles, parallel_for,
-              [&](int64_t panel_begin, int64_t panel_end, int64_t tile_begin, int64_t tile_end) {
-                if (panel_begin == panel_end || tile_begin == tile_end) return;
-                const BatchScratch scratch(mode, w, widest);
-                if (!scratch.ok()) {
-                  failed = true;
-                  return;
-                }
-                for (int64_t t = tile_begin; t < tile_end; ++t) {
-                  const int width_index = tiles.width_index(t);
-                  const XTile tile{tiles.begin(t), static_cast<int>(tiles.rows(t)), width_index,
-                                   widths[width_index]};
-                  pack(tile, scratch.x);
-                  if (mode.int8_x) QuantizeX(mode, w, width_index, scratch);
-                  for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
-                    run(tile, panel, scratch);
-                  }
-                }
-              });
+  const CsrStructure& s = w.structure;
+  ForEachPart(
+      tiles, s.kept * s.block_rows, s.cols, s.panels, parallel_for,
+      [&](int64_t part, int64_t parts) { return PanelCut(s, part, parts); },
+      [&](int64_t panel_begin, int64_t panel_end, int64_t tile_begin, int64_t tile_end) {
+        if (panel_begin == panel_end || tile_begin == tile_end) return;
+        const BatchScratch scratch(mode, w, widest);
+        if (!scratch.ok()) {
+          failed = true;
+          return;
+        }
+        for (int64_t t = tile_begin; t < tile_end; ++t) {
+          const int width_index = tiles.width_index(t);
+          const XTile tile{tiles.begin(t), static_cast<int>(tiles.rows(t)), width_index,
+                           widths[width_index]};
+          pack(tile, scratch.x);
+          if (mode.int8_x) QuantizeX(mode, w, width_index, scratch);
+          for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
+            run(tile, panel, scratch);
+          }
+        }
+      });
   return !failed;
 }
 
 Status CheckMatrix(const char* op, const CsrMatrix& w, bool int8_x);
-Status CheckActivations(const char* op, DType dtype, Activation activation);
-Status OutOfScratch(const char* op);
 
 }  // namespace sparsekern

@@ -9,14 +9,7 @@
 namespace sparsekern {
 namespace {
 
-const uint8_t* RowAt(const CsrLinearArgs& a, int64_t m) {
-  return static_cast<const uint8_t*>(a.x) + static_cast<size_t>(m) * a.x_stride * SizeOf(a.dtype);
-}
-uint8_t* OutAt(const CsrLinearArgs& a, int64_t m, int64_t n) {
-  return static_cast<uint8_t*>(a.y) + (static_cast<size_t>(m) * a.y_stride + n) * SizeOf(a.dtype);
-}
-
-Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs& a,
+Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const LinearArgs& a,
               const ParallelFor& parallel_for) {
   const CsrStructure& s = w.structure;
   const int rows = static_cast<int>(a.x_rows);
@@ -56,17 +49,14 @@ Status Decode(const CsrKernels& kernels, const CsrMatrix& w, const CsrLinearArgs
         if (a.int8_x) {
           for (int64_t i = 0; i < n; ++i) row[i] *= x_scale[m];
         }
-        kernels.tiles.finish_row(row, n, w.scale != nullptr ? w.scale + first : nullptr,
-                                 a.epilogue.bias != nullptr ? a.epilogue.bias + first : nullptr,
-                                 a.epilogue.activation);
-        kernels.tiles.narrow[static_cast<int>(a.dtype)](row, n, OutAt(a, m, first));
+        StoreRow(kernels.tiles, a, w.scale, m, first, n, row);
       }
     }
   });
   return failed ? OutOfScratch("csr_linear") : Status::Ok();
 }
 
-Status Batch(const BatchMode& mode, const CsrMatrix& w, const CsrLinearArgs& a,
+Status Batch(const BatchMode& mode, const CsrMatrix& w, const LinearArgs& a,
              const ParallelFor& parallel_for) {
   const CsrStructure& s = w.structure;
   const CsrKernels& kernels = mode.kernels;
@@ -79,30 +69,17 @@ Status Batch(const BatchMode& mode, const CsrMatrix& w, const CsrLinearArgs& a,
       },
       [&](const XTile& tile, int64_t panel, const BatchScratch& scratch) {
         BatchPanel(mode, w, panel, tile.width_index, scratch, nullptr);
-        const int64_t rows = PanelRows(s, panel);
-        const float* scale = PanelPart(w.scale, s, panel);
-        const float* bias = PanelPart(a.epilogue.bias, s, panel);
-        if (!IsClamp(a.epilogue.activation)) {
-          kernels.tiles.finish_channels(scratch.y, rows, tile.width, scale, bias,
-                                        a.epilogue.activation);
-          scale = bias = nullptr;
-        }
-        kernels.tiles.store_rows[dtype](scratch.y, tile.width, tile.rows, rows, scale, bias,
-                                        ClampOf(a.epilogue.activation),
-                                        OutAt(a, tile.begin, panel * s.panel_rows()), a.y_stride);
+        StoreTile(kernels.tiles, a, w.scale, tile, panel * s.panel_rows(), PanelRows(s, panel),
+                  scratch.y);
       });
   return done ? Status::Ok() : OutOfScratch("csr_linear");
 }
 
 }  // namespace
 
-Status CsrLinear(const CsrMatrix& w, const CsrLinearArgs& args, const ParallelFor& parallel_for) {
+Status CsrLinear(const CsrMatrix& w, const LinearArgs& args, const ParallelFor& parallel_for) {
   SPARSEKERN_RETURN_IF_ERROR(CheckMatrix("csr_linear", w, args.int8_x));
-  SPARSEKERN_RETURN_IF_ERROR(CheckActivations("csr_linear", args.dtype, args.epilogue.activation));
-  if (args.x_rows < 0 || args.x_stride < w.structure.cols || args.y_stride < w.structure.rows) {
-    return Status::InvalidValue(
-        "csr_linear: x_stride must be at least cols and y_stride at least rows");
-  }
+  SPARSEKERN_RETURN_IF_ERROR(CheckLinear("csr_linear", args, w.structure.rows, w.structure.cols));
   if (args.x_rows == 0) return Status::Ok();
   IsaMask mask = 0;
   SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));

@@ -4,16 +4,6 @@
 namespace sparsekern {
 namespace {
 
-const char* ShortName(DType dtype) {
-  switch (dtype) {
-    case DType::kF32: return "f32";
-    case DType::kBF16: return "bf16";
-    case DType::kF16: return "f16";
-    case DType::kI8: return "i8";
-  }
-  return "unknown";
-}
-
 std::string KernelName(const char* op, const CsrMatrix& w, const char* kind, const char* isa_name) {
   return std::string(op) + "_r" + std::to_string(w.structure.block_rows) + "_" +
          ShortName(w.dtype) + "_" + kind + "__" + isa_name;

@@ -5,7 +5,7 @@
 #include <atomic>
 #include <cstring>
 
-#include "base/tiles.h"
+#include "base/linear_driver.h"
 #include "ops/nm_linear/kernels.h"
 #include "sparsekern/nm_linear.h"
 
@@ -20,24 +20,7 @@ constexpr int kGroupPanels = 8;
 constexpr int kGroupRows = kGroupPanels * kNmLanes;
 constexpr int kMaxBlockSteps = kBlockCols / 32 * 31;  // 31:32 keeps most
 
-const char* ShortName(DType dtype) {
-  switch (dtype) {
-    case DType::kF32: return "f32";
-    case DType::kBF16: return "bf16";
-    case DType::kF16: return "f16";
-    case DType::kI8: return "i8";
-  }
-  return "unknown";
-}
-
-Status OutOfScratch() { return Status::OutOfMemory("nm_linear: no memory for scratch buffers"); }
-
-const uint8_t* RowAt(const NmLinearArgs& a, int64_t m) {
-  return static_cast<const uint8_t*>(a.x) + static_cast<size_t>(m) * a.x_stride * SizeOf(a.dtype);
-}
-uint8_t* OutAt(const NmLinearArgs& a, int64_t m, int64_t n) {
-  return static_cast<uint8_t*>(a.y) + (static_cast<size_t>(m) * a.y_stride + n) * SizeOf(a.dtype);
-}
+constexpr char kOp[] = "nm_linear";
 
 NmPanel PanelAt(const NmMatrix& w, int64_t panel) {
   const NmStructure& s = w.structure;
@@ -51,19 +34,19 @@ int64_t PaddedCols(const NmStructure& s) {
   return (s.cols + kBlockCols - 1) / kBlockCols * kBlockCols;
 }
 
-Status Decode(const NmKernels& kernels, const NmMatrix& w, const NmLinearArgs& a,
+Status Decode(const NmKernels& kernels, const NmMatrix& w, const LinearArgs& a,
               const ParallelFor& parallel_for) {
   const NmStructure& s = w.structure;
   const TileKernels& tiles = kernels.tiles;
   const int dtype = static_cast<int>(a.dtype);
   const int rows = static_cast<int>(a.x_rows);
   const int64_t x_stride = PaddedCols(s);
-  const Scratch x(x_stride *
-                  rows);  // fp32, zeros beyond cols: a filled slot there must add nothing
-  if (x.data() == nullptr) return OutOfScratch();
+  const Scratch x(x_stride * rows);  // fp32
+  if (x.data() == nullptr) return OutOfScratch(kOp);
   for (int m = 0; m < rows; ++m) {
     float* row = x.data() + m * x_stride;
     tiles.expand[dtype](RowAt(a, m), s.cols, row);
+    // A filled slot beyond cols must add nothing.
     std::memset(row + s.cols, 0, sizeof(float) * static_cast<size_t>(x_stride - s.cols));
   }
   const NmDecodeFn product = kernels.decode[static_cast<int>(w.dtype)][NmWindowIndex(s.window)];
@@ -79,11 +62,7 @@ Status Decode(const NmKernels& kernels, const NmMatrix& w, const NmLinearArgs& a
       const int64_t first = panel * kNmLanes;
       const int64_t n = std::min(until * kNmLanes, s.rows) - first;
       for (int m = 0; m < rows; ++m) {
-        float* row = y + m * kGroupRows;
-        tiles.finish_row(row, n, w.scale != nullptr ? w.scale + first : nullptr,
-                         a.epilogue.bias != nullptr ? a.epilogue.bias + first : nullptr,
-                         a.epilogue.activation);
-        tiles.narrow[dtype](row, n, OutAt(a, m, first));
+        StoreRow(tiles, a, w.scale, m, first, n, y + m * kGroupRows);
       }
     }
   });
@@ -134,7 +113,7 @@ void BatchPanels(const NmKernels& kernels, const NmMatrix& w, int64_t panel, int
   }
 }
 
-Status Batch(const NmKernels& kernels, const NmMatrix& w, const NmLinearArgs& a,
+Status Batch(const NmKernels& kernels, const NmMatrix& w, const LinearArgs& a,
              const ParallelFor& parallel_for) {
   const NmStructure& s = w.structure;
   const TileKernels& tiles = kernels.tiles;
@@ -142,70 +121,37 @@ Status Batch(const NmKernels& kernels, const NmMatrix& w, const NmLinearArgs& a,
   const XTiles x_tiles(tiles.widths, a.x_rows);
   const int widest =
       tiles.widths[std::max(x_tiles.width_index(0), x_tiles.width_index(x_tiles.count() - 1))];
-  // By x tiles where each thread gets several or equally many, else by groups of panels.
   const int64_t groups = (s.panels + kGroupPanels - 1) / kGroupPanels;
-  const int64_t threads = parallel_for.threads;
-  const bool by_tiles = x_tiles.count() % threads == 0 || x_tiles.count() >= 4 * threads;
-  const int64_t items = by_tiles ? x_tiles.count() : groups;
-  const int64_t parts = std::min(threads, items);
   std::atomic<bool> failed{false};
-  ForEachRange(parallel_for, parts, [&](int64_t begin, int64_t end) {
-    const int64_t from = items * begin / parts, to = items * end / parts;
+  const auto cut = [&](int64_t part, int64_t parts) { return groups * part / parts; };
+  const auto work = [&](int64_t group_begin, int64_t group_end, int64_t tile_begin,
+                        int64_t tile_end) {
+    if (group_begin == group_end || tile_begin == tile_end) return;
     BatchScratch scratch(s, w.dtype, widest);
     if (!scratch.ok()) {
       failed = true;
       return;
     }
-    const int64_t tile_begin = by_tiles ? from : 0, tile_end = by_tiles ? to : x_tiles.count();
-    const int64_t group_begin = by_tiles ? 0 : from, group_end = by_tiles ? groups : to;
     for (int64_t t = tile_begin; t < tile_end; ++t) {
       const int width_index = x_tiles.width_index(t);
       const int width = tiles.widths[width_index];
-      const int rows = static_cast<int>(x_tiles.rows(t));
-      tiles.pack_rows[dtype](RowAt(a, x_tiles.begin(t)), a.x_stride, rows, s.cols, width,
+      const XTile tile{x_tiles.begin(t), static_cast<int>(x_tiles.rows(t)), width_index, width};
+      tiles.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, s.cols, width,
                              scratch.x.data());
       // A filled slot beyond cols must add nothing.
       std::memset(scratch.x.data() + s.cols * width, 0,
                   sizeof(float) * static_cast<size_t>((PaddedCols(s) - s.cols) * width));
       for (int64_t g = group_begin; g < group_end; ++g) {
-        const int64_t panel = g * kGroupPanels;
+        const int64_t panel = g * kGroupPanels, first = panel * kNmLanes;
         BatchPanels(kernels, w, panel, std::min(s.panels, panel + kGroupPanels), width_index,
                     &scratch);
-        const int64_t first = panel * kNmLanes;
-        const int64_t n = std::min<int64_t>(kGroupRows, s.rows - first);
-        const float* scale = w.scale != nullptr ? w.scale + first : nullptr;
-        const float* bias = a.epilogue.bias != nullptr ? a.epilogue.bias + first : nullptr;
-        if (!IsClamp(a.epilogue.activation)) {
-          tiles.finish_channels(scratch.y.data(), n, width, scale, bias, a.epilogue.activation);
-          scale = bias = nullptr;
-        }
-        tiles.store_rows[dtype](scratch.y.data(), width, rows, n, scale, bias,
-                                ClampOf(a.epilogue.activation), OutAt(a, x_tiles.begin(t), first),
-                                a.y_stride);
+        StoreTile(tiles, a, w.scale, tile, first, std::min<int64_t>(kGroupRows, s.rows - first),
+                  scratch.y.data());
       }
     }
-  });
-  return failed ? OutOfScratch() : Status::Ok();
-}
-
-Status Check(const NmMatrix& w, const NmLinearArgs& a) {
-  const auto text = [](const char* what) { return std::string("nm_linear: ") + what; };
-  if (!IsValid(w.dtype)) return Status::InvalidType(text("values have an unknown dtype"));
-  if ((w.dtype == DType::kI8) != (w.scale != nullptr)) {
-    return Status::InvalidValue(text("scale must be given for int8 values and for no others"));
-  }
-  if (!IsValid(a.dtype) || a.dtype == DType::kI8) {
-    return Status::InvalidType(text("x must be float32, bfloat16 or float16, got ") +
-                               Name(a.dtype));
-  }
-  if (!IsValid(a.epilogue.activation)) {
-    return Status::InvalidValue(text("activation must be in [0, 6], got ") +
-                                std::to_string(static_cast<int>(a.epilogue.activation)));
-  }
-  if (a.x_rows < 0 || a.x_stride < w.structure.cols || a.y_stride < w.structure.rows) {
-    return Status::InvalidValue(text("x_stride must be at least cols and y_stride at least rows"));
-  }
-  return Status::Ok();
+  };
+  ForEachPart(x_tiles, s.steps * kNmLanes * s.panels, s.cols, groups, parallel_for, cut, work);
+  return failed ? OutOfScratch(kOp) : Status::Ok();
 }
 
 }  // namespace
@@ -225,8 +171,10 @@ std::string NmLinearKernelName(const NmMatrix& w, int64_t x_rows, IsaMask mask) 
          kernels.tiles.isa_name;
 }
 
-Status NmLinear(const NmMatrix& w, const NmLinearArgs& args, const ParallelFor& parallel_for) {
-  SPARSEKERN_RETURN_IF_ERROR(Check(w, args));
+Status NmLinear(const NmMatrix& w, const LinearArgs& args, const ParallelFor& parallel_for) {
+  SPARSEKERN_RETURN_IF_ERROR(CheckValues(kOp, w.dtype, w.scale));
+  SPARSEKERN_RETURN_IF_ERROR(CheckLinear(kOp, args, w.structure.rows, w.structure.cols));
+  if (args.int8_x) return Status::InvalidValue("nm_linear: there is no product with int8_x");
   if (args.x_rows == 0) return Status::Ok();
   IsaMask mask = 0;
   SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
