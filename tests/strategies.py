@@ -7,6 +7,7 @@ a row tile (64), a column block (128) and a panel (256) is met from both sides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,11 +47,11 @@ class Spec:
 class Packed:
     """A packed matrix as torch tensors, and what the oracle reads in it."""
 
-    spec: Spec
+    spec: Spec | NmSpec
     values: torch.Tensor
     structure: torch.Tensor
     scale: torch.Tensor | None
-    matrix: oracle.Csr
+    matrix: oracle.Csr | oracle.Nm
 
     @property
     def dense(self) -> oracle.Array:
@@ -93,16 +94,25 @@ def draw(spec: Spec) -> tuple[torch.Tensor, NDArray[np.bool_]]:
 def pack(spec: Spec) -> Packed:
     weights, mask = draw(spec)
     values, structure = _core.csr_pack(stored(weights), spec.dtype, mask, spec.block_rows)
+    return _packed(spec, values, structure, oracle.read_csr)
+
+
+def _packed(
+    spec: Spec | NmSpec,
+    values: NDArray,
+    structure: NDArray[np.uint8],
+    read: Callable[..., oracle.Csr | oracle.Nm],
+) -> Packed:
     scale = None
     if spec.dtype == "int8":
-        rng = np.random.default_rng(spec.seed + 1)
+        rng = np.random.default_rng(spec.seed + 2)
         scale = torch.from_numpy(rng.uniform(0.001, 0.02, spec.rows).astype(np.float32))
     return Packed(
         spec,
         from_stored(values, spec.dtype),
         torch.from_numpy(structure),
         scale,
-        oracle.read_csr(values, structure, spec.dtype),
+        read(values, structure, spec.dtype),
     )
 
 
@@ -128,24 +138,6 @@ class NmSpec:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class NmPacked:
-    """A packed N:M matrix as torch tensors, and what the oracle reads in it."""
-
-    spec: NmSpec
-    values: torch.Tensor
-    structure: torch.Tensor
-    scale: torch.Tensor | None
-    matrix: oracle.Nm
-
-    @property
-    def dense(self) -> oracle.Array:
-        """Float64 weights, the scale of int8 included."""
-        if self.scale is None:
-            return self.matrix.dense
-        return self.matrix.dense * self.scale.double().numpy()[:, None]
-
-
 def draw_nm(spec: NmSpec) -> tuple[torch.Tensor, NDArray[np.bool_]]:
     """Signed weights without a zero, and a mask that keeps at most N of every M."""
     weights, _ = draw(Spec(spec.rows, spec.cols, 1.0, spec.dtype, seed=spec.seed))
@@ -159,20 +151,10 @@ def draw_nm(spec: NmSpec) -> tuple[torch.Tensor, NDArray[np.bool_]]:
     return weights, np.ascontiguousarray(mask)
 
 
-def pack_nm(spec: NmSpec) -> NmPacked:
+def pack_nm(spec: NmSpec) -> Packed:
     weights, mask = draw_nm(spec)
     values, structure = _core.nm_pack(stored(weights), spec.dtype, spec.n, spec.m, mask)
-    scale = None
-    if spec.dtype == "int8":
-        rng = np.random.default_rng(spec.seed + 2)
-        scale = torch.from_numpy(rng.uniform(0.001, 0.02, spec.rows).astype(np.float32))
-    return NmPacked(
-        spec,
-        from_stored(values, spec.dtype),
-        torch.from_numpy(structure),
-        scale,
-        oracle.read_nm(values, structure, spec.dtype),
-    )
+    return _packed(spec, values, structure, oracle.read_nm)
 
 
 def activations(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> torch.Tensor:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import struct
 
+import corruption
 import numpy as np
 import oracle
 import pytest
@@ -44,29 +45,10 @@ def sections(structure: np.ndarray) -> dict[str, int]:
     return starts
 
 
-def refusal_of(reader, *arguments) -> str | None:
-    """The text with which a reader refuses its arguments, None when it accepts them."""
-    try:
-        reader(*arguments)
-    except ValueError as refusal:
-        return str(refusal)
-    return None
-
-
 def same_verdict(values: np.ndarray, structure: np.ndarray, dtype: str) -> None:
     """csr_validate accepts exactly what the oracle accepts, and reads the same in it."""
-    expected = refusal_of(oracle.read_csr, values, structure, dtype)
-    refusal = refusal_of(_core.csr_validate, values, structure, dtype)
-    assert (refusal is None) == (expected is None), f"oracle: {expected}, library: {refusal}"
-    if refusal is not None:
-        assert refusal.startswith("csr")
-        return
-    read = oracle.read_csr(values, structure, dtype)
-    dense = _core.csr_unpack(values, structure, dtype)
-    np.testing.assert_array_equal(
-        oracle.elements(dense.ravel(), dtype).reshape(dense.shape), read.dense
-    )
-    np.testing.assert_array_equal(_core.csr_mask(structure), read.mask)
+    readers = (oracle.read_csr, _core.csr_validate, _core.csr_unpack, _core.csr_mask)
+    corruption.same_verdict("csr", *readers, (values, structure, dtype))
 
 
 # --- corrupt structures and values ----------------------------------------------------------------
@@ -76,9 +58,7 @@ def same_verdict(values: np.ndarray, structure: np.ndarray, dtype: str) -> None:
 @given(specs(140), st.data())
 def test_flipped_bits(spec, data):
     values, structure = arrays(pack(spec))
-    for _ in range(data.draw(st.integers(1, 3))):
-        bit = data.draw(st.integers(0, structure.size * 8 - 1))
-        structure[bit // 8] ^= 1 << bit % 8
+    corruption.flip_bits(data, structure)
     same_verdict(values, structure, spec.dtype)
 
 
@@ -86,9 +66,7 @@ def test_flipped_bits(spec, data):
 @given(specs(140), st.data())
 def test_replaced_bytes(spec, data):
     values, structure = arrays(pack(spec))
-    at = data.draw(st.integers(0, structure.size - 1))
-    new = data.draw(st.binary(min_size=1, max_size=20))
-    structure[at : at + len(new)] = np.frombuffer(new, np.uint8)[: structure.size - at]
+    corruption.replace_bytes(data, structure)
     same_verdict(values, structure, spec.dtype)
 
 
@@ -107,29 +85,21 @@ def test_swapped_bytes(spec, data):
 def test_values_where_none_may_be(spec, data):
     """Any change of a kept value is another matrix; a change of padding is an error."""
     values, structure = arrays(pack(spec))
-    if values.size:
-        raw = values.view(np.uint8)
-        raw[data.draw(st.integers(0, raw.size - 1))] ^= data.draw(st.integers(1, 255))
+    corruption.change_a_value(data, values)
     same_verdict(values, structure, spec.dtype)
 
 
 @given(specs(100), st.data())
 def test_truncated_and_extended(spec, data):
     values, structure = arrays(pack(spec))
-    length = data.draw(st.integers(0, structure.size + 70).filter(lambda n: n != structure.size))
-    same_verdict(values, np.resize(structure, length), spec.dtype)
-    same_verdict(values, structure[: structure.size - structure.size % 64], spec.dtype)
-    same_verdict(values, np.append(structure, np.zeros(64, np.uint8)), spec.dtype)
-    for change in (-1, 1, 16):
-        if values.size + change >= 0:
-            same_verdict(np.resize(values, values.size + change), structure, spec.dtype)
+    for changed in corruption.other_lengths(data, values, structure):
+        same_verdict(*changed, spec.dtype)
 
 
 @settings(max_examples=100)
 @given(st.binary(max_size=400), st.booleans())
 def test_random_bytes(data, with_magic):
-    prefix = b"SKCR\x01\0\0\0" if with_magic else b""
-    structure = np.frombuffer(prefix + data, np.uint8).copy()
+    structure = corruption.bytes_after(b"SKCR\x01\0\0\0" if with_magic else b"", data)
     same_verdict(np.zeros(16, np.float32), structure, "float32")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import struct
 
+import corruption
 import numpy as np
 import oracle
 import pytest
@@ -19,30 +20,14 @@ def arrays(spec: NmSpec) -> tuple[np.ndarray, np.ndarray]:
     return stored(packed.values).copy(), packed.structure.numpy().copy()
 
 
-def refusal_of(reader, *arguments) -> str | None:
-    """The text with which a reader refuses its arguments, None when it accepts them."""
-    try:
-        reader(*arguments)
-    except ValueError as refusal:
-        return str(refusal)
-    return None
-
-
 def same_verdict(values: np.ndarray, structure: np.ndarray, dtype: str) -> None:
     """nm_validate accepts exactly what the oracle accepts, and reads the same in it."""
-    expected = refusal_of(oracle.read_nm, values, structure, dtype)
-    refusal = refusal_of(_core.nm_validate, values, structure, dtype)
-    assert (refusal is None) == (expected is None), f"oracle: {expected}, library: {refusal}"
-    if refusal is not None:
-        assert refusal.startswith("nm")
+    readers = (oracle.read_nm, _core.nm_validate, _core.nm_unpack, _core.nm_mask_of)
+    read = corruption.same_verdict("nm", *readers, (values, structure, dtype))
+    if read is None:
         return
-    read = oracle.read_nm(values, structure, dtype)
-    dense = _core.nm_unpack(values, structure, dtype)
-    np.testing.assert_array_equal(
-        oracle.elements(dense.ravel(), dtype).reshape(dense.shape), read.dense
-    )
-    np.testing.assert_array_equal(_core.nm_mask_of(structure), read.mask)
     # What is accepted is the one packed form of what was read.
+    dense = _core.nm_unpack(values, structure, dtype)
     again = _core.nm_pack(dense, dtype, read.n, read.m, read.mask)
     np.testing.assert_array_equal(again[0].view(np.uint8), values.view(np.uint8))
     np.testing.assert_array_equal(again[1], structure)
@@ -62,9 +47,7 @@ def test_every_flipped_bit(n, m):
 @given(nm_specs(70), st.data())
 def test_flipped_bits(spec, data):
     values, structure = arrays(spec)
-    for _ in range(data.draw(st.integers(1, 3))):
-        bit = data.draw(st.integers(0, structure.size * 8 - 1))
-        structure[bit // 8] ^= 1 << bit % 8
+    corruption.flip_bits(data, structure)
     same_verdict(values, structure, spec.dtype)
 
 
@@ -72,9 +55,7 @@ def test_flipped_bits(spec, data):
 @given(nm_specs(70), st.data())
 def test_replaced_bytes(spec, data):
     values, structure = arrays(spec)
-    at = data.draw(st.integers(0, structure.size - 1))
-    new = data.draw(st.binary(min_size=1, max_size=20))
-    structure[at : at + len(new)] = np.frombuffer(new, np.uint8)[: structure.size - at]
+    corruption.replace_bytes(data, structure)
     same_verdict(values, structure, spec.dtype)
 
 
@@ -92,26 +73,21 @@ def test_swapped_words(spec, data):
 def test_values_where_none_may_be(spec, data):
     """Any change of a kept value is another matrix; one beyond the matrix is an error."""
     values, structure = arrays(spec)
-    raw = values.view(np.uint8)
-    raw[data.draw(st.integers(0, raw.size - 1))] ^= data.draw(st.integers(1, 255))
+    corruption.change_a_value(data, values)
     same_verdict(values, structure, spec.dtype)
 
 
 @given(nm_specs(70), st.data())
 def test_truncated_and_extended(spec, data):
     values, structure = arrays(spec)
-    length = data.draw(st.integers(0, structure.size + 70).filter(lambda n: n != structure.size))
-    same_verdict(values, np.resize(structure, length), spec.dtype)
-    same_verdict(values, np.append(structure, np.zeros(64, np.uint8)), spec.dtype)
-    for change in (-1, 1, 16):
-        same_verdict(np.resize(values, values.size + change), structure, spec.dtype)
+    for changed in corruption.other_lengths(data, values, structure):
+        same_verdict(*changed, spec.dtype)
 
 
 @settings(max_examples=100)
 @given(st.binary(max_size=400), st.booleans())
 def test_random_bytes(data, with_magic):
-    prefix = b"SKNM\x01\0\0\0" if with_magic else b""
-    structure = np.frombuffer(prefix + data, np.uint8).copy()
+    structure = corruption.bytes_after(b"SKNM\x01\0\0\0" if with_magic else b"", data)
     same_verdict(np.zeros(16, np.float32), structure, "float32")
 
 

@@ -22,8 +22,8 @@ from strategies import (
     DTYPES,
     NM_PATTERNS,
     X_DTYPES,
-    NmPacked,
     NmSpec,
+    Packed,
     activations,
     nm_specs,
     pack_nm,
@@ -31,13 +31,13 @@ from strategies import (
 from torch import nn
 
 
-def run(packed: NmPacked, x: torch.Tensor, bias=None, activation: str = "none") -> torch.Tensor:
+def run(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") -> torch.Tensor:
     parts = (packed.values, packed.structure, packed.scale)
     code = ACTIVATIONS.index(activation)
     return torch.ops.sparsekern.nm_linear(x, *parts, bias, packed.spec.rows, code)
 
 
-def check(packed: NmPacked, x: torch.Tensor, bias=None, activation: str = "none") -> None:
+def check(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") -> None:
     y = run(packed, x, bias, activation)
     assert y.shape == (*x.shape[:-1], packed.spec.rows)
     assert y.dtype == x.dtype
