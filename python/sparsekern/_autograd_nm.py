@@ -8,12 +8,14 @@ scratch do not come here: they keep dense weights and masks.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparsekern import _core, ops
+from sparsekern import _core
+from sparsekern._fakes import check_parts, register_fake, sddmm
 from sparsekern._packed import DTYPE_NAMES, from_numpy, to_numpy
 from sparsekern.autograd import linear_backward, linear_transposed_backward, save, save_transposed
 
@@ -41,7 +43,7 @@ def _nm_linear_transposed(
 ) -> Tensor:
     """Product x W: x [..., rows], result [..., cols]; in float32, rounded to the dtype of x."""
     operator = "nm_linear_transposed"
-    ops.check_parts(operator, x, values, structure, scale, None, x.shape[-1])
+    check_parts(operator, x, values, structure, scale, None, x.shape[-1])
     dense = _dense(values, structure, scale)
     if tuple(dense.shape) != (x.shape[-1], cols):
         raise ValueError(
@@ -77,26 +79,15 @@ _library.impl("nm_linear_transposed", _nm_linear_transposed, "CompositeExplicitA
 _library.impl("nm_sddmm", _nm_sddmm, "CompositeExplicitAutograd")
 
 
-@ops.register_fake("nm_linear_transposed")
+@register_fake("nm_linear_transposed")
 def _nm_linear_transposed_fake(
     x: Tensor, values: Tensor, structure: Tensor, scale: Tensor | None, cols: int
 ) -> Tensor:
-    ops.check_parts("nm_linear_transposed", x, values, structure, scale, None, x.shape[-1])
+    check_parts("nm_linear_transposed", x, values, structure, scale, None, x.shape[-1])
     return x.new_empty((*x.shape[:-1], cols))
 
 
-@ops.register_fake("nm_sddmm")
-def _nm_sddmm_fake(grad: Tensor, x: Tensor, structure: Tensor, numel: int) -> Tensor:
-    if grad.dtype != x.dtype:
-        raise TypeError(f"nm_sddmm: grad must have the dtype of x ({x.dtype}), got {grad.dtype}")
-    if structure.dtype != torch.uint8 or structure.dim() != 1:
-        raise TypeError("nm_sddmm: structure must be a 1-D uint8 tensor")
-    if grad.dim() != 2 or x.dim() != 2 or grad.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"nm_sddmm: grad and x must be matrices of equal rows, got {list(grad.shape)} and "
-            f"{list(x.shape)}"
-        )
-    return x.new_empty((numel,), dtype=torch.float32)
+register_fake("nm_sddmm")(partial(sddmm, "nm_sddmm"))
 
 
 def _save_linear(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

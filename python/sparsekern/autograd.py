@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparsekern import ops
 from sparsekern._activations import ACTIVATIONS, Activation
+from sparsekern._fakes import check_parts, register_fake
 from sparsekern._transpose import TransposedPattern, transposed
 
 _library: Any = torch.library.Library("sparsekern", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -60,7 +61,7 @@ def _csr_linear_transposed(
     x: Tensor, values: Tensor, structure: Tensor, scale: Tensor | None, cols: int
 ) -> Tensor:
     """Product x W: x [..., rows], result [..., cols]; `scale` as in csr_linear."""
-    ops.check_parts("csr_linear_transposed", x, values, structure, scale, None, x.shape[-1])
+    check_parts("csr_linear_transposed", x, values, structure, scale, None, x.shape[-1])
     pattern = _pattern("csr_linear_transposed", x, -1, values, structure, cols)
     kept = pattern.gather(values)
     if scale is None:
@@ -75,7 +76,7 @@ def _csr_conv2d_transposed(
     x: Tensor, values: Tensor, structure: Tensor, scale: Tensor | None, cols: int
 ) -> Tensor:
     """1x1 convolution with W^T: x [batch, rows, h, w], result [batch, cols, h, w]."""
-    ops.check_parts("csr_conv2d_transposed", x, values, structure, scale, None, x.shape[1])
+    check_parts("csr_conv2d_transposed", x, values, structure, scale, None, x.shape[1])
     pattern = _pattern("csr_conv2d_transposed", x, 1, values, structure, cols)
     kept = pattern.gather(values)
     if scale is None:
@@ -90,21 +91,21 @@ _library.impl("csr_linear_transposed", _csr_linear_transposed, "CompositeExplici
 _library.impl("csr_conv2d_transposed", _csr_conv2d_transposed, "CompositeExplicitAutograd")
 
 
-@ops.register_fake("csr_linear_transposed")
+@register_fake("csr_linear_transposed")
 def _csr_linear_transposed_fake(
     x: Tensor, values: Tensor, structure: Tensor, scale: Tensor | None, cols: int
 ) -> Tensor:
-    ops.check_parts("csr_linear_transposed", x, values, structure, scale, None, x.shape[-1])
+    check_parts("csr_linear_transposed", x, values, structure, scale, None, x.shape[-1])
     return x.new_empty((*x.shape[:-1], cols))
 
 
-@ops.register_fake("csr_conv2d_transposed")
+@register_fake("csr_conv2d_transposed")
 def _csr_conv2d_transposed_fake(
     x: Tensor, values: Tensor, structure: Tensor, scale: Tensor | None, cols: int
 ) -> Tensor:
     if x.dim() != 4:
         raise ValueError(f"csr_conv2d_transposed: x must have 4 dimensions, got {x.dim()}")
-    ops.check_parts("csr_conv2d_transposed", x, values, structure, scale, None, x.shape[1])
+    check_parts("csr_conv2d_transposed", x, values, structure, scale, None, x.shape[1])
     batch, _, height, width = x.shape
     return x.new_empty((batch, cols, height, width))
 

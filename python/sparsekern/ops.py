@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions over the operators ``torch.ops.sparsekern.*``, and the operators' fake kernels.
+"""Functions over the operators ``torch.ops.sparsekern.*``.
 
 The functions take a `CSRTensor` or `NMTensor` and names; the operators take its parts and codes,
 and are what ``torch.compile`` and ``torch.export`` see. Products are differentiable
@@ -13,13 +13,13 @@ matrix stores. Sums are in float32.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from sparsekern import _activations
+from sparsekern import _activations, _fakes  # noqa: F401  # the fakes register themselves
 from sparsekern._library import translated
 from sparsekern._nm_mask import nm_mask
 from sparsekern._nm_transposable import nm_mask_transposable
@@ -34,10 +34,6 @@ __all__ = [
     "nm_mask",
     "nm_mask_transposable",
 ]
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-_X_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_VALUE_DTYPES = (*_X_DTYPES, torch.int8)
 
 _linear = torch.ops.sparsekern.csr_linear.default
 _conv2d = torch.ops.sparsekern.csr_conv2d.default
@@ -269,147 +265,3 @@ def _explained(error: Exception, operator: str, **arguments: object) -> Exceptio
 def _check_packed(operator: str, w: object, kind: type) -> None:
     if not isinstance(w, kind):
         raise TypeError(f"{operator}: w must be a {kind.__name__}, got {type(w).__name__}")
-
-
-# --- fake kernels: shapes and dtypes without data ------------------------------------------------
-
-
-def register_fake(name: str) -> Callable[[_F], _F]:
-    """`torch.library.register_fake` for an operator of this library, typed."""
-    decorator: Callable[[_F], _F] = torch.library.register_fake(f"sparsekern::{name}")
-    return decorator
-
-
-def check_parts(
-    operator: str,
-    x: Tensor,
-    values: Tensor,
-    structure: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    rows: int,
-) -> None:
-    """What can be checked of an operator's arguments without their data."""
-    if x.dtype not in _X_DTYPES:
-        raise TypeError(f"{operator}: x must be float32, bfloat16 or float16, got {x.dtype}")
-    if values.dtype not in _VALUE_DTYPES:
-        raise TypeError(
-            f"{operator}: values must be float32, bfloat16, float16 or int8, got {values.dtype}"
-        )
-    if structure.dtype != torch.uint8:
-        raise TypeError(f"{operator}: structure must be uint8, got {structure.dtype}")
-    for name, part in (("values", values), ("structure", structure)):
-        if part.dim() != 1:
-            raise ValueError(f"{operator}: {name} must be 1-D, got shape {list(part.shape)}")
-    if (scale is not None) != (values.dtype == torch.int8):
-        got = "none" if scale is None else "one"
-        raise ValueError(f"{operator}: scale must come with int8 values and no others, got {got}")
-    if scale is not None and scale.dtype != torch.float32:
-        raise TypeError(f"{operator}: scale must be float32, got {scale.dtype}")
-    if bias is not None and bias.dtype not in _X_DTYPES:
-        raise TypeError(f"{operator}: bias must be float32 or {x.dtype}, got {bias.dtype}")
-    for name, vector in (("scale", scale), ("bias", bias)):
-        if vector is not None and (vector.dim() != 1 or vector.shape[0] != rows):
-            raise ValueError(f"{operator}: {name} must be [{rows}], got {list(vector.shape)}")
-    for name, vector in (("values", values), ("structure", structure), ("bias", bias)):
-        if vector is not None and vector.device != x.device:
-            raise ValueError(
-                f"{operator}: {name} must be on {x.device} like x, got {vector.device}"
-            )
-
-
-def check_activation(operator: str, activation: int) -> None:
-    """Raise ValueError unless `activation` is a code."""
-    last = len(_activations.ACTIVATIONS) - 1
-    if not 0 <= activation <= last:
-        raise ValueError(f"{operator}: activation must be in [0, {last}], got {activation}")
-
-
-def check_int8_activations(operator: str, values: Tensor, int8_activations: bool) -> None:
-    """Raise TypeError where x would meet other than int8 values in int8."""
-    if int8_activations and values.dtype != torch.int8:
-        dtype = str(values.dtype).removeprefix("torch.")
-        raise TypeError(f"{operator}: int8_activations needs int8 values, got {dtype}")
-
-
-@register_fake("csr_linear")
-def _csr_linear_fake(
-    x: Tensor,
-    values: Tensor,
-    structure: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    rows: int,
-    activation: int = 0,
-    int8_activations: bool = False,
-) -> Tensor:
-    check_parts("csr_linear", x, values, structure, scale, bias, rows)
-    check_int8_activations("csr_linear", values, int8_activations)
-    check_activation("csr_linear", activation)
-    if x.dim() < 1:
-        raise ValueError("csr_linear: x must have 1 to 16 dimensions, got 0")
-    return x.new_empty((*x.shape[:-1], rows))
-
-
-@register_fake("nm_linear")
-def _nm_linear_fake(
-    x: Tensor,
-    values: Tensor,
-    structure: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    rows: int,
-    activation: int = 0,
-) -> Tensor:
-    check_parts("nm_linear", x, values, structure, scale, bias, rows)
-    check_activation("nm_linear", activation)
-    if x.dim() < 1:
-        raise ValueError("nm_linear: x must have 1 to 16 dimensions, got 0")
-    return x.new_empty((*x.shape[:-1], rows))
-
-
-@register_fake("csr_conv2d")
-def _csr_conv2d_fake(
-    x: Tensor,
-    values: Tensor,
-    structure: Tensor,
-    scale: Tensor | None,
-    bias: Tensor | None,
-    rows: int,
-    stride: int = 1,
-    activation: int = 0,
-    int8_activations: bool = False,
-) -> Tensor:
-    check_parts("csr_conv2d", x, values, structure, scale, bias, rows)
-    check_int8_activations("csr_conv2d", values, int8_activations)
-    check_activation("csr_conv2d", activation)
-    if x.dim() != 4:
-        raise ValueError(
-            f"csr_conv2d: x must have 4 dimensions (batch, channels, height, width), got {x.dim()}"
-        )
-    if stride < 1:
-        raise ValueError(f"csr_conv2d: stride must be at least 1, got {stride}")
-    batch, _, height, width = x.shape
-    return x.new_empty(
-        (batch, rows, (height + stride - 1) // stride, (width + stride - 1) // stride)
-    )
-
-
-@register_fake("csr_sddmm")
-def _csr_sddmm_fake(grad: Tensor, x: Tensor, structure: Tensor, numel: int) -> Tensor:
-    for name, tensor in (("grad", grad), ("x", x)):
-        if tensor.dtype not in _X_DTYPES:
-            raise TypeError(
-                f"csr_sddmm: {name} must be float32, bfloat16 or float16, got {tensor.dtype}"
-            )
-        if tensor.dim() != 2:
-            raise ValueError(f"csr_sddmm: {name} must be 2-D, got shape {list(tensor.shape)}")
-    if grad.dtype != x.dtype:
-        raise TypeError(f"csr_sddmm: grad must have the dtype of x ({x.dtype}), got {grad.dtype}")
-    if structure.dtype != torch.uint8 or structure.dim() != 1:
-        raise TypeError("csr_sddmm: structure must be a 1-D uint8 tensor")
-    if grad.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"csr_sddmm: grad and x must have equal rows, got {grad.shape[0]} and {x.shape[0]}"
-        )
-    return x.new_empty((numel,), dtype=torch.float32)

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sparsekern import _activations, _core, ops
+from sparsekern import _activations, _core
+from sparsekern._fakes import check_int8_activations
 from sparsekern._packed import DTYPE_NAMES, PackedTensor, check_dtype, check_matrix_size, to_numpy
 from sparsekern.csr import CSRTensor, check_block_rows
 
@@ -281,7 +282,7 @@ class CSRLayer(PackedLayer):
     @int8_activations.setter
     def int8_activations(self, on: bool) -> None:
         if on:
-            ops.check_int8_activations(type(self).__name__, self.values, on)
+            check_int8_activations(type(self).__name__, self.values, on)
         self._int8_activations = bool(on)
 
     @classmethod
