@@ -7,7 +7,6 @@ namespace sparsekern {
 
 // 48 rows of x beside one weight: twelve independent sums, and of the maps that convolution nets
 // end in (14x14 = 4 * 48 + 4, 7x7 = 48 + 1) hardly a lane is wasted.
-extern const TileKernels kTileKernels_arm_neon =
-    MakeTileKernels<Neon, 2, 4, 8, 12, 16>("arm_neon", kNeon);
+extern const TileKernels kTileKernels_arm_neon = MakeTileKernels<Neon>("arm_neon", kNeon);
 
 }  // namespace sparsekern

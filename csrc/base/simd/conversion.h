@@ -5,7 +5,8 @@
 // template with external linkage, compiled here with AVX-512, could become by link order the copy
 // that the scalar file calls.
 //
-// V offers: kLanes; kAccumulators (registers to hold sums in); Reg; Zero, Set1, Load, Store; Add,
+// V offers: kLanes; kAccumulators (registers to hold sums in); kBatchVectors (widths of x tiles, in
+// vectors); Reg; Zero, Set1, Load, Store; Add,
 // Mul, Div, Fma(a, b, c) = a*b + c; Max, Min (a NaN in the second argument survives); Round (to
 // nearest); Pow2(n) for integral n, 2^128 = infinity; IfNegative(x, a, b); Mask; Above(bytes, n):
 // the lanes whose byte is above n; Where(mask, a, b); Load16/Store16 of bf16 and f16, LoadI8;

@@ -10,19 +10,20 @@
 
 namespace sparsekern {
 
-// U0..U4: batch widths in vectors.
-template <typename V, int U0, int U1, int U2, int U3, int U4>
+template <typename V>
 static constexpr TileKernels MakeTileKernels(const char* name, IsaMask isa) {
+  constexpr const auto& kU = V::kBatchVectors;
   return TileKernels{
       name,
       isa,
-      {U0 * V::kLanes, U1 * V::kLanes, U2 * V::kLanes, U3 * V::kLanes, U4 * V::kLanes},
-      {{BatchTile<V, 1, U0>, BatchTile<V, 1, U1>, BatchTile<V, 1, U2>, BatchTile<V, 1, U3>,
-        BatchTile<V, 1, U4>},
-       {BatchTile<V, 2, U0>, BatchTile<V, 2, U1>, BatchTile<V, 2, U2>, BatchTile<V, 2, U3>,
-        BatchTile<V, 2, U4>},
-       {BatchTile<V, 4, U0>, BatchTile<V, 4, U1>, BatchTile<V, 4, U2>, BatchTile<V, 4, U3>,
-        BatchTile<V, 4, U4>}},
+      {kU[0] * V::kLanes, kU[1] * V::kLanes, kU[2] * V::kLanes, kU[3] * V::kLanes,
+       kU[4] * V::kLanes},
+      {{BatchTile<V, 1, kU[0]>, BatchTile<V, 1, kU[1]>, BatchTile<V, 1, kU[2]>,
+        BatchTile<V, 1, kU[3]>, BatchTile<V, 1, kU[4]>},
+       {BatchTile<V, 2, kU[0]>, BatchTile<V, 2, kU[1]>, BatchTile<V, 2, kU[2]>,
+        BatchTile<V, 2, kU[3]>, BatchTile<V, 2, kU[4]>},
+       {BatchTile<V, 4, kU[0]>, BatchTile<V, 4, kU[1]>, BatchTile<V, 4, kU[2]>,
+        BatchTile<V, 4, kU[3]>, BatchTile<V, 4, kU[4]>}},
       {Expand<V, DType::kF32>, Expand<V, DType::kBF16>, Expand<V, DType::kF16>,
        Expand<V, DType::kI8>},
       {Narrow<V, DType::kF32>, Narrow<V, DType::kBF16>, Narrow<V, DType::kF16>},

@@ -4,7 +4,6 @@
 
 namespace sparsekern {
 
-extern const TileKernels kTileKernels_scalar =
-    MakeTileKernels<Scalar, 1, 4, 8, 16, 20>("scalar", kScalar);
+extern const TileKernels kTileKernels_scalar = MakeTileKernels<Scalar>("scalar", kScalar);
 
 }  // namespace sparsekern

@@ -13,6 +13,7 @@ struct Neon {
   static constexpr int kLanes = 4;
   // Of 32 registers; with 24 both GCC and Clang spill sums of some kernels.
   static constexpr int kAccumulators = 16;
+  static constexpr int kBatchVectors[] = {2, 4, 8, 12, 16};
   using Reg = float32x4_t;
   static Reg Zero() { return vdupq_n_f32(0.0f); }
   static Reg Set1(float v) { return vdupq_n_f32(v); }

@@ -10,6 +10,7 @@ namespace {
 struct Scalar {
   static constexpr int kLanes = 1;
   static constexpr int kAccumulators = 16;
+  static constexpr int kBatchVectors[] = {1, 4, 8, 16, 20};
   using Reg = float;
   static Reg Zero() { return 0.0f; }
   static Reg Set1(float v) { return v; }

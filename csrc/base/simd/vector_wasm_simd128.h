@@ -16,6 +16,7 @@ struct Simd128 {
   static constexpr int kLanes = 4;
   // Of 15 registers: as many loads of x may be in flight, and a weight. 12 were slower under V8.
   static constexpr int kAccumulators = 8;
+  static constexpr int kBatchVectors[] = {2, 4, 8, 16, 20};
   using Reg = v128_t;
   static Reg Zero() { return wasm_f32x4_const_splat(0.0f); }
   static Reg Set1(float v) { return wasm_f32x4_splat(v); }

@@ -12,6 +12,7 @@ namespace {
 struct Avx2 {
   static constexpr int kLanes = 8;
   static constexpr int kAccumulators = 10;
+  static constexpr int kBatchVectors[] = {1, 2, 4, 8, 10};
   using Reg = __m256;
   static Reg Zero() { return _mm256_setzero_ps(); }
   static Reg Set1(float v) { return _mm256_set1_ps(v); }

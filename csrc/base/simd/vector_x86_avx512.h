@@ -17,6 +17,7 @@ namespace {
 struct Avx512 {
   static constexpr int kLanes = 16;
   static constexpr int kAccumulators = 16;
+  static constexpr int kBatchVectors[] = {1, 2, 3, 4, 5};
   using Reg = __m512;
   static Reg Zero() { return _mm512_setzero_ps(); }
   static Reg Set1(float v) { return _mm512_set1_ps(v); }

@@ -4,7 +4,6 @@
 
 namespace sparsekern {
 
-extern const TileKernels kTileKernels_x86_avx2 =
-    MakeTileKernels<Avx2, 1, 2, 4, 8, 10>("x86_avx2", kAvx2);
+extern const TileKernels kTileKernels_x86_avx2 = MakeTileKernels<Avx2>("x86_avx2", kAvx2);
 
 }  // namespace sparsekern

@@ -4,7 +4,6 @@
 
 namespace sparsekern {
 
-extern const TileKernels kTileKernels_x86_avx512 =
-    MakeTileKernels<Avx512, 1, 2, 3, 4, 5>("x86_avx512", kAvx512);
+extern const TileKernels kTileKernels_x86_avx512 = MakeTileKernels<Avx512>("x86_avx512", kAvx512);
 
 }  // namespace sparsekern

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// The decode loop of nm_linear, over a vector type V (base/simd/conversion.h) that has besides
+// The loops of nm_linear, over a vector type V (base/simd/conversion.h) that has besides
 // Word, kLanes 32-bit integers; LoadWord(bytes); Shift<b>(word), right; Pick<W>(x, word): lane by
 // lane the element of a window of W floats that the low bits of the word name; and
 // StoreColumns<W>(out, word, first): those bits plus `first`, a byte a lane.
 //
-// Memory-bound: each weight is read once, 16 or 8 bits of it with 2 to 8 bits of index, and used
-// once a row of x. A lane is an output, so there is no horizontal sum; the field of a lane is the
-// control of a permute of the window, which sits in one or two registers, so nothing is unpacked:
-// per step one load of x, one permute, one multiply-add, one shift of the word.
+// Decode is memory-bound: each weight is read once, 16 or 8 bits of it with 2 to 8 bits of index,
+// and used once a row of x. A lane is an output, so there is no horizontal sum; the field of a lane
+// is the control of a permute of the window, which sits in one or two registers, so nothing is
+// unpacked: per step one load of x, one permute, one multiply-add, one shift of the word.
 #pragma once
 
 #include <cstdint>
 
+#include "base/simd/batch.h"
 #include "base/simd/conversion.h"
 #include "ops/nm_linear/kernels.h"
 
@@ -112,16 +113,20 @@ static void NmDecode(const NmPanel& panel, const float* x, int64_t x_stride, int
 }
 
 template <typename V, int W>
-static void NmColumns(const uint8_t* words, int64_t steps, int steps_per_window, uint8_t* index) {
+static void NmColumns(const uint8_t* words, int field, int64_t steps, int steps_per_window,
+                      uint8_t* index) {
   constexpr int kFields = 32 / kFieldBits<W>;
   int in_window = 0, first = 0;
-  for (int64_t j = 0; j < steps; j += kFields) {
+  for (int64_t j = 0; j < steps; field = 0) {
     typename V::Word word[kNmLanes / V::kLanes];
     for (int v = 0; v < kNmLanes / V::kLanes; ++v) {
       word[v] = V::LoadWord(words + 4 * v * V::kLanes);
+      for (int skip = 0; skip < field; ++skip) {
+        word[v] = V::template Shift<kFieldBits<W>>(word[v]);
+      }
     }
     words += 4 * kNmLanes;
-    for (int f = 0; f < kFields && j + f < steps; ++f) {
+    for (; field < kFields && j < steps; ++field, ++j) {
       for (int v = 0; v < kNmLanes / V::kLanes; ++v) {
         V::template StoreColumns<W>(index + v * V::kLanes, word[v], first);
         word[v] = V::template Shift<kFieldBits<W>>(word[v]);
@@ -130,6 +135,47 @@ static void NmColumns(const uint8_t* words, int64_t steps, int steps_per_window,
       if (++in_window == steps_per_window) {
         in_window = 0;
         first += W;
+      }
+    }
+  }
+}
+
+// All lanes have equally many steps, so several go together: their sums hide each other's latency,
+// and a word of indices serves them all, which leaves the load ports to x.
+template <typename V, int U>
+static void NmBatch(const float* values, const uint8_t* index, int steps, const float* x, float* y,
+                    bool first) {
+  constexpr int kWidth = U * V::kLanes;
+  constexpr int kFit = V::kAccumulators / U;
+  constexpr int kTogether = kFit >= 8 ? 8 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
+  const auto put = [first]<int P>(typename V::Reg(&sum)[1][P], float* to)
+                       __attribute__((always_inline)) {
+                         for (int u = 0; u < P; ++u) {
+                           if (!first) sum[0][u] = V::Add(V::Load(to + u * V::kLanes), sum[0][u]);
+                           V::Store(to + u * V::kLanes, sum[0][u]);
+                         }
+                       };
+  for (int l = 0; l < kNmLanes; l += kTogether) {
+    if constexpr (kTogether > 1) {
+      int all[kTogether];
+      for (int& count : all) count = steps;
+      typename V::Reg sum[kTogether][1][U];
+      BatchSumsTogether<V, 1, U, kTogether>(values + l, index + l, all, x, sum);
+      for (int p = 0; p < kTogether; ++p) {
+        put.template operator()<U>(sum[p], y + (l + p) * kWidth);
+      }
+    } else {
+      constexpr int kPart = U < V::kAccumulators ? U : V::kAccumulators;
+      const auto part = [&]<int P>(int at) __attribute__((always_inline)) {
+        typename V::Reg sum[1][P];
+        BatchSums<V, 1, P>(values + l, index + l, steps, x + at, kWidth, sum);
+        put.template operator()<P>(sum, y + l * kWidth + at);
+      };
+      for (int at = 0; at < U / kPart * kPart * V::kLanes; at += kPart * V::kLanes) {
+        part.template operator()<kPart>(at);
+      }
+      if constexpr (U % kPart != 0) {
+        part.template operator()<U % kPart>(U / kPart * kPart * V::kLanes);
       }
     }
   }
@@ -144,7 +190,10 @@ static constexpr NmKernels MakeNmKernels(const TileKernels& tiles, int max_decod
        {NmDecode<V, DType::kBF16, 4>, NmDecode<V, DType::kBF16, 16>, NmDecode<V, DType::kBF16, 32>},
        {NmDecode<V, DType::kF16, 4>, NmDecode<V, DType::kF16, 16>, NmDecode<V, DType::kF16, 32>},
        {NmDecode<V, DType::kI8, 4>, NmDecode<V, DType::kI8, 16>, NmDecode<V, DType::kI8, 32>}},
-      {NmColumns<V, 4>, NmColumns<V, 16>, NmColumns<V, 32>}};
+      {NmColumns<V, 4>, NmColumns<V, 16>, NmColumns<V, 32>},
+      {NmBatch<V, V::kBatchVectors[0]>, NmBatch<V, V::kBatchVectors[1]>,
+       NmBatch<V, V::kBatchVectors[2]>, NmBatch<V, V::kBatchVectors[3]>,
+       NmBatch<V, V::kBatchVectors[4]>}};
 }
 
 }  // namespace sparsekern
