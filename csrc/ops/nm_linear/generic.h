@@ -146,8 +146,7 @@ template <typename V, int U>
 static void NmBatch(const float* values, const uint8_t* index, int steps, const float* x, float* y,
                     bool first) {
   constexpr int kWidth = U * V::kLanes;
-  constexpr int kFit = V::kAccumulators / U;
-  constexpr int kTogether = kFit >= 8 ? 8 : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
+  constexpr int kTogether = LanesTogether<V>(U);
   const auto put = [first]<int P>(typename V::Reg(&sum)[1][P], float* to)
                        __attribute__((always_inline)) {
                          for (int u = 0; u < P; ++u) {
