@@ -385,9 +385,13 @@ def test_state_dicts_that_are_refused():
         (
             {name: part for name, part in parts.items() if name != "layer.shape"},
             ValueError,
-            "'layer.shape' must be there beside 'layer.bitmask'",
+            "'layer.shape' must be there beside sparse-24-bitmask tensors",
         ),
-        ({"scale_packed": torch.ones(1)}, ValueError, "'weight_packed' must be there beside"),
+        (
+            {"scale_packed": torch.ones(1)},
+            ValueError,
+            "'weight_packed' must be there beside marlin-24",
+        ),
         (
             {**parts, "layer.weight": torch.ones(1)},
             ValueError,

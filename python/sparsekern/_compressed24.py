@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -243,23 +244,48 @@ def from_marlin24(weight_packed: Tensor, meta: Tensor, scale_packed: Tensor) -> 
 # --- whole checkpoints ----------------------------------------------------------------------------
 
 
-def compressed_layers(names: Mapping[str, object], operator: str) -> dict[str, tuple[str, ...]]:
-    """The modules whose weights are compressed in one of the two ways, and the names of the parts.
+@dataclass(frozen=True)
+class CompressedLayer:
+    """A module whose weight is compressed in one of the two ways."""
 
-    Raises ValueError for a module that lacks a part or has a dense weight too.
+    module: str
+    format: str
+    names: tuple[str, ...]  # of its tensors
+
+    @property
+    def weight(self) -> str:
+        """The name of its weight in a state dict."""
+        return key(self.module, "weight")
+
+    def dense(self, state: Mapping[str, Tensor], operator: str) -> Tensor:
+        """The weight; errors name the module."""
+        parts = [state[name] for name in self.names]
+        try:
+            if self.format == "marlin-24":
+                return from_marlin24(*parts)
+            dense, _ = _dense_of_bitmask(operator, *parts)
+        except (TypeError, ValueError) as error:
+            text = str(error).split(": ", 1)[1]
+            raise type(error)(f"{operator}: module {self.module!r}: {text}") from None
+        return dense
+
+
+def compressed_layers(names: Iterable[str]) -> dict[str, CompressedLayer]:
+    """The layers that a file or state dict with these names has, by the name of their weight.
+
+    One tensor of each kind is enough: the others may be missing.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    formats = {
+        "bitmask": ("sparse-24-bitmask", BITMASK),
+        "scale_packed": ("marlin-24", MARLIN),
+    }
+    found: dict[str, CompressedLayer] = {}
     for name in names:
         module, _, last = name.rpartition(".")
-        parts = {"bitmask": BITMASK, "scale_packed": MARLIN}.get(last)
-        if parts is None:
-            continue
-        for part in parts:
-            if key(module, part) not in names:
-                raise ValueError(f"{operator}: {key(module, part)!r} must be there beside {name!r}")
-        if key(module, "weight") in names or module in found:
-            raise ValueError(f"{operator}: module {module!r} must have one weight, got two")
-        found[module] = parts
+        if last in formats:
+            format_, parts = formats[last]
+            layer = CompressedLayer(module, format_, tuple(key(module, part) for part in parts))
+            found[layer.weight] = layer
     return found
 
 
@@ -290,24 +316,19 @@ def dense_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise TypeError(
                 f"{name}: state must hold names and tensors, got {known!r}: {type(value).__name__}"
             )
-    layers = compressed_layers(state, name)
+    part_of: dict[str, CompressedLayer] = {}
+    for layer in compressed_layers(state).values():
+        for part in layer.names:
+            if part not in state:
+                raise ValueError(f"{name}: {part!r} must be there beside {layer.format} tensors")
+            part_of[part] = layer
+        if layer.weight in state:
+            raise ValueError(f"{name}: module {layer.module!r} must have one weight, got two")
     result: dict[str, Tensor] = {}
     for known, value in state.items():
-        module, _, last = known.rpartition(".")
-        if last not in layers.get(module, ()):
+        if known not in part_of:
             is_packed = isinstance(value, torch.sparse.SparseSemiStructuredTensor)
             result[known] = from_torch(value).to_dense() if is_packed else value
-            continue
-        if key(module, "weight") in result:
-            continue  # another part of it came before
-        parts = [state[key(module, part)] for part in layers[module]]
-        try:
-            if layers[module] == BITMASK:
-                dense, _ = _dense_of_bitmask(name, *parts)
-            else:
-                dense = from_marlin24(*parts)
-        except (TypeError, ValueError) as error:
-            text = str(error).split(": ", 1)[1]
-            raise type(error)(f"{name}: module {module!r}: {text}") from None
-        result[key(module, "weight")] = dense
+        elif part_of[known].weight not in result:  # else another part of it came before
+            result[part_of[known].weight] = part_of[known].dense(state, name)
     return result
