@@ -49,7 +49,7 @@ _TITLES = {
     "linear": "Linear layer, 128 rows, fp32",
     "decode": "Decode, 4096-4096, cold weights",
     "model": "The real model, end to end (`make demo`)",
-    "wasm": "WebAssembly in Node, all 1x1 layers of MobileNet v1 at 224",
+    "wasm": "WebAssembly in Node: all 1x1 layers of MobileNet v1 at 224, and N:M layers",
     "isa": "Instruction sets, forced",
     "isa_avx2": "AVX2 against dense fp32 held to AVX2",
     "pack": "Packing, 1 thread",

@@ -47,17 +47,21 @@ def main(options: Options) -> None:
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     recorder = Recorder("wasm", options.results)
     rows = [json.loads(line) for line in lines.splitlines()]
-    dense = {"name": _DENSE, "sparsity": 0.0, "rounds": repeats} | _times(rows[0]["dense"])
-    recorder.add(
-        {
-            "case": "MobileNet v1 at 224",
-            "threads": 1,
-            "candidates": [*(_ours(row, repeats) for row in rows), dense],
-            "speedups": [_speedup(row) for row in rows],
-            "engine": rows[0]["engine"],
-            "dense_runtime": rows[0]["dense_runtime"],
-        }
-    )
+    cases: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        cases.setdefault(row["case"], []).append(row)
+    for case, found in cases.items():
+        dense = {"name": _DENSE, "sparsity": 0.0, "rounds": repeats} | _times(found[0]["dense"])
+        recorder.add(
+            {
+                "case": case,
+                "threads": 1,
+                "candidates": [*(_ours(row, repeats) for row in found), dense],
+                "speedups": [_speedup(row) for row in found],
+                "engine": found[0]["engine"],
+                "dense_runtime": found[0]["dense_runtime"],
+            }
+        )
     recorder.save()
 
 

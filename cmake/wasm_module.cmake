@@ -10,6 +10,7 @@ endif()
 
 file(GLOB wasm_sources CONFIGURE_DEPENDS bind/wasm_*.cc)
 add_executable(sparsekern_wasm ${wasm_sources})
+target_include_directories(sparsekern_wasm PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
 target_link_libraries(sparsekern_wasm PRIVATE sparsekern sparsekern_options)
 target_link_options(sparsekern_wasm PRIVATE -mexec-model=reactor -Wl,--strip-all -Wl,--gc-sections
   -Wl,-z,stack-size=1048576)

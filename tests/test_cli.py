@@ -296,6 +296,30 @@ def test_inspect_finds_damage(converted: Path, tmp_path: Path):
     assert "must be a safetensors file" in run("inspect", tmp_path / "short.safetensors", code=2)
 
 
+def test_inspect_shows_compressed_weights_as_one(tmp_path: Path):
+    w = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    packed = sk.interop.to_bitmask(sk.NMTensor.from_dense(w.half(), 2, 4, strict=False))
+    parts = {f"layer.{name}": part for name, part in packed.items()}
+    file = tmp_path / "model.safetensors"
+    safetensors.torch.save_file({**parts, "layer.bias": torch.ones(8)}, file)
+    (content,) = json.loads(run("inspect", file, "--json"))
+    bias, weight = content["lines"]
+    assert (bias["name"], weight["name"]) == ("layer.bias", "layer.weight")
+    assert weight["format"].startswith("sparse-24-bitmask f")
+    assert (weight["shape"], weight["density"]) == ([8, 16], 0.5)
+    assert weight["nbytes"] == sum(part.nbytes for part in parts.values())
+    assert weight["dense_nbytes"] == 8 * 16 * 2
+    parts["layer.bitmask"][0, 0] ^= 1
+    safetensors.torch.save_file(parts, file)
+    assert "module 'layer': bitmask must name as many" in run("inspect", file, code=2)
+    del parts["layer.shape"]  # perhaps it is in another file
+    safetensors.torch.save_file(parts, file)
+    assert [line["name"] for line in json.loads(run("inspect", file, "--json"))[0]["lines"]] == [
+        "layer.bitmask",
+        "layer.compressed",
+    ]
+
+
 def test_info():
     shown = run("info")
     assert _core.__version__ in shown

@@ -21,6 +21,7 @@ PUBLIC = {
     "autograd",
     "convert_",
     "distill",
+    "interop",
     "load_file",
     "load_pretrained",
     "load_tensors",

@@ -64,7 +64,7 @@ function readLayer(name, raw, tensors) {
     fail(`layer ${name} must have values and structure`);
   }
   const { kind, shape, activation = "none", stride = 1 } = raw ?? {};
-  if (kind !== "csr_linear" && kind !== "csr_conv2d") fail(`layer ${name} has the unknown kind ${kind}`);
+  if (!["csr_linear", "csr_conv2d", "nm_linear"].includes(kind)) fail(`layer ${name} has the unknown kind ${kind}`);
   if (!Array.isArray(shape) || shape.length !== 2) fail(`layer ${name} must have a shape [rows, cols]`);
   return { kind, shape, activation, stride, values, structure, scale, bias: floats(bias, name) };
 }

@@ -22,7 +22,7 @@ export function hasSimd(): boolean;
 /** Loads the module. Errors: TypeError for an unknown tier, Error where it cannot be had. */
 export function load(options?: LoadOptions): Promise<Sparsekern>;
 
-/** The arrays of the csr format, docs/formats.md. */
+/** The arrays of the csr or the nm format, docs/formats.md. */
 export interface PackedArrays {
   values: WeightArray;
   structure: Uint8Array;
@@ -38,6 +38,16 @@ export interface PackOptions {
   mask?: Uint8Array | null;
   /** Rows that share a column pattern: 1 (default), 2 or 4. */
   blockRows?: 1 | 2 | 4;
+}
+
+export interface PackNmOptions {
+  /** Columns that are kept ... */
+  n: number;
+  /** ... of each group of so many. */
+  m: 2 | 4 | 8 | 16 | 32;
+  dtype?: ActivationDType;
+  /** rows x cols, nonzero = kept; default: what differs from zero. */
+  mask?: Uint8Array | null;
 }
 
 export interface CallOptions {
@@ -72,12 +82,11 @@ export interface Buffer {
   dispose(): void;
 }
 
-export interface CSRMatrix {
+/** What the matrices of both formats have. */
+export interface PackedMatrix {
   readonly rows: number;
   readonly cols: number;
-  /** 1, 2 or 4 rows share a column pattern. */
-  readonly blockRows: number;
-  /** Weights stored, zeros in partly filled blocks included. */
+  /** Weights stored, zeros in partly filled blocks and groups included. */
   readonly kept: number;
   /** Of the packed arrays. */
   readonly bytes: number;
@@ -85,16 +94,28 @@ export interface CSRMatrix {
   /** y[m, n] = activation(sum_k x[m, k] w[n, k] + bias[n]); x is [rows, cols], row-major. */
   linear<Out extends Buffer>(x: FloatArray | Buffer, options: LinearOptions & { out: Out }): Out;
   linear(x: FloatArray | Buffer, options?: LinearOptions): FloatArray;
-  /** 1x1 convolution without padding: x is [batch, cols, height, width]. */
-  conv2d<Out extends Buffer>(x: FloatArray | Buffer, options: Conv2dOptions & { out: Out }): Out;
-  conv2d(x: FloatArray | Buffer, options: Conv2dOptions): FloatArray;
   /** Name of the kernel that linear runs for so many rows of x. */
   linearKernel(rows: number): string;
-  conv2dKernel(): string;
   /** Dense, row-major, of the matrix's dtype (int8: without the scale). */
   toDense(): WeightArray;
   /** Frees the packed arrays; later use is an Error. */
   dispose(): void;
+}
+
+/** Unstructured, or in blocks of rows. */
+export interface CSRMatrix extends PackedMatrix {
+  /** 1, 2 or 4 rows share a column pattern. */
+  readonly blockRows: number;
+  /** 1x1 convolution without padding: x is [batch, cols, height, width]. */
+  conv2d<Out extends Buffer>(x: FloatArray | Buffer, options: Conv2dOptions & { out: Out }): Out;
+  conv2d(x: FloatArray | Buffer, options: Conv2dOptions): FloatArray;
+  conv2dKernel(): string;
+}
+
+/** n of every m columns. Each stored weight takes part, a zero too: 0 times infinity is NaN. */
+export interface NMMatrix extends PackedMatrix {
+  readonly n: number;
+  readonly m: number;
 }
 
 export interface CheckpointTensor {
@@ -103,14 +124,24 @@ export interface CheckpointTensor {
   readonly data: ArrayBufferView;
 }
 
-export interface CheckpointLayer {
-  readonly kind: "csr_linear" | "csr_conv2d";
+interface LayerParts {
   readonly shape: [number, number];
   readonly activation: Activation;
   readonly stride: number;
-  readonly matrix: CSRMatrix;
   readonly bias: Float32Array | null;
 }
+
+export interface CSRLayer extends LayerParts {
+  readonly kind: "csr_linear" | "csr_conv2d";
+  readonly matrix: CSRMatrix;
+}
+
+export interface NMLayer extends LayerParts {
+  readonly kind: "nm_linear";
+  readonly matrix: NMMatrix;
+}
+
+export type CheckpointLayer = CSRLayer | NMLayer;
 
 export interface Checkpoint {
   /** All tensors of the file, by name; tied names share one. */
@@ -128,8 +159,12 @@ export interface Sparsekern {
   buffer(length: number, dtype?: WeightDType): Buffer;
   /** Checks packed arrays as untrusted input and copies them in. */
   matrix(packed: PackedArrays): CSRMatrix;
+  /** The same for the format nm. */
+  nmMatrix(packed: PackedArrays): NMMatrix;
   /** Packs a dense row-major [rows, cols] array. */
   pack(dense: FloatArray, rows: number, cols: number, options?: PackOptions): Required<PackedArrays>;
+  /** The same for n of every m columns; a group that keeps more is a RangeError, which names it. */
+  packNm(dense: FloatArray, rows: number, cols: number, options: PackNmOptions): Required<PackedArrays>;
   /** Reads a file that sparsekern.save_file wrote. */
   checkpoint(bytes: ArrayBuffer | Uint8Array): Checkpoint;
 }

@@ -182,19 +182,26 @@ class Sparsekern {
   }
 
   /** A packed matrix: its two arrays (three for int8) as in docs/formats.md, checked and copied. */
-  matrix({ values, structure, dtype = "float32", scale = null }) {
-    checkChoice("sparsekern.matrix", "dtype", dtype, Object.keys(DTYPES));
-    checkArray("sparsekern.matrix", "values", values, dtype);
+  matrix(packed) {
+    return this._matrix("sparsekern.matrix", this.#c.sk_csr_new, CSRMatrix, packed);
+  }
+  /** The same of an N:M matrix, format nm. */
+  nmMatrix(packed) {
+    return this._matrix("sparsekern.nmMatrix", this.#c.sk_nm_new, NMMatrix, packed);
+  }
+  _matrix(operator, create, Type, { values, structure, dtype = "float32", scale = null }) {
+    checkChoice(operator, "dtype", dtype, Object.keys(DTYPES));
+    checkArray(operator, "values", values, dtype);
     if (!(structure instanceof Uint8Array)) {
-      throw new TypeError(`sparsekern.matrix: structure must be a Uint8Array, got ${show(structure)}`);
+      throw new TypeError(`${operator}: structure must be a Uint8Array, got ${show(structure)}`);
     }
-    if (scale !== null) checkArray("sparsekern.matrix", "scale", scale, "float32");
+    if (scale !== null) checkArray(operator, "scale", scale, "float32");
     const held = [];
     try {
       for (const array of [structure, values, scale]) held.push(array === null ? 0 : this._copyIn(array));
-      const handle = this.#c.sk_csr_new(held[0], structure.byteLength, held[1], values.length, DTYPES[dtype], held[2], scale === null ? 0 : scale.length);
+      const handle = create(held[0], structure.byteLength, held[1], values.length, DTYPES[dtype], held[2], scale === null ? 0 : scale.length);
       if (handle === 0) this._fail();
-      return new CSRMatrix(this, this.#c, handle, held, dtype, values.byteLength + structure.byteLength + (scale?.byteLength ?? 0));
+      return new Type(this, this.#c, handle, held, dtype, values.byteLength + structure.byteLength + (scale?.byteLength ?? 0));
     } catch (error) {
       for (const pointer of held) if (pointer !== 0) this.#c.sk_free(pointer);
       throw error;
@@ -202,29 +209,56 @@ class Sparsekern {
   }
 
   /** Packs a dense row-major [rows, cols] array. options.mask: Uint8Array, nonzero = kept. */
-  pack(dense, rows, cols, { dtype = "float32", mask = null, blockRows = 1 } = {}) {
-    checkSize("sparsekern.pack", "rows", rows, 1);
-    checkSize("sparsekern.pack", "cols", cols, 1);
-    checkChoice("sparsekern.pack", "dtype", dtype, ["float32", "bfloat16", "float16"]);
+  pack(dense, rows, cols, options = {}) {
+    const { blockRows = 1 } = options;
     checkChoice("sparsekern.pack", "blockRows", blockRows, [1, 2, 4]);
-    checkArray("sparsekern.pack", "dense", dense, dtype, rows * cols);
+    const c = this.#c;
+    return this._pack("sparsekern.pack", dense, rows, cols, options, {
+      create: (dense, dtype, mask) => c.sk_packer_new(dense, dtype, rows, cols, mask, blockRows),
+      valueCount: c.sk_packer_value_count,
+      structureBytes: c.sk_packer_structure_bytes,
+      fill: c.sk_packer_fill,
+      dispose: c.sk_packer_delete,
+    });
+  }
+  /** Packs n of every m columns; a group that keeps more is an error. */
+  packNm(dense, rows, cols, options = {}) {
+    const { n, m } = options;
+    checkChoice("sparsekern.packNm", "m", m, [2, 4, 8, 16, 32]);
+    if (!Number.isInteger(n) || n < 1 || n >= m) {
+      throw new RangeError(`sparsekern.packNm: n must be an integer in [1, ${m}), got ${show(n)}`);
+    }
+    const c = this.#c;
+    return this._pack("sparsekern.packNm", dense, rows, cols, options, {
+      create: (dense, dtype, mask) => c.sk_nm_packer_new(dense, dtype, rows, cols, mask, n, m),
+      valueCount: c.sk_nm_packer_value_count,
+      structureBytes: c.sk_nm_packer_structure_bytes,
+      fill: c.sk_nm_packer_fill,
+      dispose: c.sk_nm_packer_delete,
+    });
+  }
+  _pack(operator, dense, rows, cols, { dtype = "float32", mask = null }, packers) {
+    checkSize(operator, "rows", rows, 1);
+    checkSize(operator, "cols", cols, 1);
+    checkChoice(operator, "dtype", dtype, ["float32", "bfloat16", "float16"]);
+    checkArray(operator, "dense", dense, dtype, rows * cols);
     if (mask !== null && !(mask instanceof Uint8Array && mask.length === rows * cols)) {
-      throw new TypeError(`sparsekern.pack: mask must be a Uint8Array of ${rows * cols}, got ${show(mask)}`);
+      throw new TypeError(`${operator}: mask must be a Uint8Array of ${rows * cols}, got ${show(mask)}`);
     }
     const held = [];
     let packer = 0;
     try {
       for (const array of [dense, mask]) held.push(array === null ? 0 : this._copyIn(array));
-      packer = this.#c.sk_packer_new(held[0], DTYPES[dtype], rows, cols, held[1], blockRows);
+      packer = packers.create(held[0], DTYPES[dtype], held[1]);
       if (packer === 0) this._fail();
-      const valueCount = this.#c.sk_packer_value_count(packer) >>> 0;
-      const structureBytes = this.#c.sk_packer_structure_bytes(packer) >>> 0;
+      const valueCount = packers.valueCount(packer) >>> 0;
+      const structureBytes = packers.structureBytes(packer) >>> 0;
       const valueBytes = valueCount * ARRAYS[dtype].BYTES_PER_ELEMENT;
       const values = this._allocate(valueBytes);
       held.push(values);
       const structure = this._allocate(structureBytes);
       held.push(structure);
-      this.#c.sk_packer_fill(packer, values, structure);
+      packers.fill(packer, values, structure);
       return {
         values: new ARRAYS[dtype](this._bytes(values, valueBytes).slice().buffer),
         structure: this._bytes(structure, structureBytes).slice(),
@@ -232,7 +266,7 @@ class Sparsekern {
         scale: null,
       };
     } finally {
-      if (packer !== 0) this.#c.sk_packer_delete(packer);
+      if (packer !== 0) packers.dispose(packer);
       for (const pointer of held) if (pointer !== 0) this.#c.sk_free(pointer);
     }
   }
@@ -245,9 +279,13 @@ class Sparsekern {
     try {
       for (const [name, { values, structure, scale, bias, ...spec }] of described) {
         if (!packed.has(structure)) {
-          packed.set(structure, this.matrix({ values: values.data, structure: structure.data, dtype: values.dtype, scale: scale?.data ?? null }));
+          const arrays = { values: values.data, structure: structure.data, dtype: values.dtype, scale: scale?.data ?? null };
+          packed.set(structure, spec.kind === "nm_linear" ? this.nmMatrix(arrays) : this.matrix(arrays));
         }
         const matrix = packed.get(structure);
+        if ((spec.kind === "nm_linear") !== matrix instanceof NMMatrix) {
+          throw new RangeError(`sparsekern.checkpoint: layer ${show(name)} must be tied to layers of its format`);
+        }
         if (matrix.rows !== spec.shape[0] || matrix.cols !== spec.shape[1]) {
           throw new RangeError(`sparsekern.checkpoint: layer ${show(name)} must have shape ${spec.shape}, got ${matrix.rows},${matrix.cols}`);
         }
@@ -261,30 +299,33 @@ class Sparsekern {
   }
 }
 
-/** A packed matrix in the module's memory; free it with dispose(). */
-class CSRMatrix {
+// What the matrices of all formats share; `kind` begins the names of their functions.
+class PackedMatrix {
   #sk;
   #c;
+  #kind;
   #handle;
   #held;
-  constructor(sk, c, handle, held, dtype, bytes) {
+  constructor(kind, sk, c, handle, held, dtype, bytes) {
     this.#sk = sk;
     this.#c = c;
+    this.#kind = kind;
     this.#handle = handle;
     this.#held = held;
     this.dtype = dtype;
     this.bytes = bytes;
-    this.rows = c.sk_csr_rows(handle);
-    this.cols = c.sk_csr_cols(handle);
-    this.blockRows = c.sk_csr_block_rows(handle);
-    this.kept = c.sk_csr_kept(handle) * this.blockRows;
+    this.rows = this._c("rows")(handle);
+    this.cols = this._c("cols")(handle);
+  }
+  _c(name) {
+    return this.#c[`sk_${this.#kind}_${name}`];
   }
   get _live() {
-    if (this.#handle === 0) throw new Error("CSRMatrix: used after dispose()");
+    if (this.#handle === 0) throw new Error(`${this.constructor.name}: used after dispose()`);
     return this.#handle;
   }
 
-  #call(operator, x, xLength, yLength, options, invoke) {
+  _call(operator, x, xLength, yLength, options, invoke) {
     const { dtype = "float32", bias = null, activation = "none", out = null } = options;
     const handle = this._live;
     checkChoice(operator, "dtype", dtype, ["float32", "bfloat16", "float16"]);
@@ -309,10 +350,48 @@ class CSRMatrix {
 
   /** y[m, n] = activation(sum_k x[m, k] w[n, k] + bias[n]) for x of options.rows x cols. */
   linear(x, options = {}) {
+    const operator = `${this.#kind}_linear`;
     const length = x instanceof Buffer ? x.length : x?.length;
-    const rows = checkSize("csr_linear", "rows", options.rows ?? (length ?? 0) / this.cols);
-    return this.#call("csr_linear", x, rows * this.cols, rows * this.rows, options, (w, xAt, yAt, dtype, bias, activation) =>
-      this.#c.sk_csr_linear(w, xAt, yAt, dtype, rows, this.cols, this.rows, bias, activation));
+    const rows = checkSize(operator, "rows", options.rows ?? (length ?? 0) / this.cols);
+    return this._call(operator, x, rows * this.cols, rows * this.rows, options, (w, xAt, yAt, dtype, bias, activation) =>
+      this._c("linear")(w, xAt, yAt, dtype, rows, this.cols, this.rows, bias, activation));
+  }
+
+  /** The kernel that `linear` runs for so many rows of x, e.g. csr_linear_r1_f32_batch__wasm_simd128. */
+  linearKernel(rows) {
+    const count = checkSize(`${this.#kind}_linear`, "rows", rows);
+    return this._kernelName("linear_kernel", count);
+  }
+  _kernelName(name, ...arguments_) {
+    return this.#sk._text(this._c(name)(this._live, ...arguments_));
+  }
+
+  /** Dense row-major copy, of the matrix's dtype (int8: without the scale). */
+  toDense() {
+    const type = ARRAYS[this.dtype];
+    const length = this.rows * this.cols;
+    const handle = this._live;
+    const pointer = this.#sk._allocate(length * type.BYTES_PER_ELEMENT);
+    this._c("unpack")(handle, pointer);
+    const dense = new type(this.#c.memory.buffer, pointer, length).slice();
+    this.#c.sk_free(pointer);
+    return dense;
+  }
+
+  dispose() {
+    if (this.#handle !== 0) this._c("delete")(this.#handle);
+    for (const pointer of this.#held) if (pointer !== 0) this.#c.sk_free(pointer);
+    this.#handle = 0;
+    this.#held = [];
+  }
+}
+
+/** A packed matrix in the module's memory; free it with dispose(). */
+class CSRMatrix extends PackedMatrix {
+  constructor(...arguments_) {
+    super("csr", ...arguments_);
+    this.blockRows = this._c("block_rows")(this._live);
+    this.kept = this._c("kept")(this._live) * this.blockRows;
   }
 
   /** 1x1 convolution: x [batch, cols, height, width] -> [batch, rows, ceil(height/stride), ...]. */
@@ -323,34 +402,20 @@ class CSRMatrix {
     checkSize("csr_conv2d", "width", width);
     checkSize("csr_conv2d", "stride", stride, 1);
     const pixels = Math.ceil(height / stride) * Math.ceil(width / stride);
-    return this.#call("csr_conv2d", x, batch * this.cols * height * width, batch * this.rows * pixels, options, (w, xAt, yAt, dtype, bias, activation) =>
-      this.#c.sk_csr_conv2d(w, xAt, yAt, dtype, batch, height, width, stride, bias, activation));
-  }
-
-  /** The kernel that `linear` runs for so many rows of x, e.g. csr_linear_r1_f32_batch__wasm_simd128. */
-  linearKernel(rows) {
-    return this.#sk._text(this.#c.sk_csr_linear_kernel(this._live, checkSize("csr_linear", "rows", rows)));
+    return this._call("csr_conv2d", x, batch * this.cols * height * width, batch * this.rows * pixels, options, (w, xAt, yAt, dtype, bias, activation) =>
+      this._c("conv2d")(w, xAt, yAt, dtype, batch, height, width, stride, bias, activation));
   }
   conv2dKernel() {
-    return this.#sk._text(this.#c.sk_csr_conv2d_kernel(this._live));
+    return this._kernelName("conv2d_kernel");
   }
+}
 
-  /** Dense row-major copy, of the matrix's dtype (int8: without the scale). */
-  toDense() {
-    const type = ARRAYS[this.dtype];
-    const length = this.rows * this.cols;
-    const handle = this._live;
-    const pointer = this.#sk._allocate(length * type.BYTES_PER_ELEMENT);
-    this.#c.sk_csr_unpack(handle, pointer);
-    const dense = new type(this.#c.memory.buffer, pointer, length).slice();
-    this.#c.sk_free(pointer);
-    return dense;
-  }
-
-  dispose() {
-    if (this.#handle !== 0) this.#c.sk_csr_delete(this.#handle);
-    for (const pointer of this.#held) if (pointer !== 0) this.#c.sk_free(pointer);
-    this.#handle = 0;
-    this.#held = [];
+/** A matrix that keeps n of every m columns; free it with dispose(). */
+class NMMatrix extends PackedMatrix {
+  constructor(...arguments_) {
+    super("nm", ...arguments_);
+    this.n = this._c("n")(this._live);
+    this.m = this._c("m")(this._live);
+    this.kept = this.rows * (Math.floor(this.cols / this.m) * this.n + Math.min(this.n, this.cols % this.m));
   }
 }

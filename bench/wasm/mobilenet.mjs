@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // All 1x1 convolutions of MobileNet v1 at 224x224 (arXiv:1704.04861, table 1), one after the other: sparse here
 // against dense in onnxruntime-web on one thread, with the same pruned weights. For Node and browsers.
-import { chainModel } from "./onnx_conv.mjs";
+import { check, median, random, summary, timeInTurns } from "./measure.mjs";
+import { chainModel } from "./onnx.mjs";
 
 // [cols, rows, side of the output, stride]: the stride stands for the depthwise layer between.
 const LAYERS = [
   [32, 64, 112, 1], [64, 128, 56, 2], [128, 128, 56, 1], [128, 256, 28, 2], [256, 256, 28, 1],
   [256, 512, 14, 2], ...Array(5).fill([512, 512, 14, 1]), [512, 1024, 7, 2], [1024, 1024, 7, 1],
 ];
-
-function random(seed) {
-  return () => {
-    seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
-    return seed / 2 ** 32;
-  };
-}
 
 export function makeLayers(sparsity) {
   const uniform = random(1);
@@ -55,16 +49,6 @@ export class SparseChain {
   }
 }
 
-const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1];
-const summary = (values) => ({ median_ms: median(values), min_ms: Math.min(...values), max_ms: Math.max(...values) });
-
-// Element by element: the chain of 13 layers multiplies an error bound of one layer by their number.
-function check(got, want, what) {
-  const scale = Math.max(...want.map(Math.abs));
-  const worst = got.reduce((most, v, i) => Math.max(most, Math.abs(v - want[i])), 0);
-  if (!(worst <= 1e-4 * scale) || scale === 0) throw new Error(`${what}: off by ${worst} of ${scale}`);
-}
-
 /**
  * ort: the onnxruntime-web module, one thread set. progress(text) is called between measurements. Answers
  * rows, one for each sparsity: sparse and dense milliseconds, their ratio, effective GFLOP/s, per layer too.
@@ -83,7 +67,7 @@ export async function measure({ sk, ort, sparsities = [0.7, 0.8, 0.9, 0.95], rep
     const dense = [];
     for (const pooled of [false, true]) {
       const session = await ort.InferenceSession.create(chainModel(layers, pooled), options);
-      dense.push({ session, times: [], name: session.outputNames[0] });
+      dense.push({ session, name: session.outputNames[0] });
     }
     const chain = new SparseChain(sk, layers);
     const runDense = async ({ session, name }) => {
@@ -93,17 +77,8 @@ export async function measure({ sk, ort, sparsities = [0.7, 0.8, 0.9, 0.95], rep
     const want = await runDense(dense[0]);
     check(await runDense(dense[1]), want, "dense with pooling");
     check(chain.run(input), want, "sparse");
-    const sparse = [];
-    for (let i = 0; i < repeats; ++i) {
-      for (const one of dense) {
-        const begin = performance.now();
-        await runDense(one);
-        one.times.push(performance.now() - begin);
-      }
-      const begin = performance.now();
-      chain.run(input);
-      sparse.push(performance.now() - begin);
-    }
+    const [sparse, ...denseTimes] = await timeInTurns(repeats, [() => chain.run(input), ...dense.map((one) => () => runDense(one))]);
+    dense.forEach((one, i) => (one.times = denseTimes[i]));
     const best = dense.reduce((a, b) => (median(a.times) <= median(b.times) ? a : b));
     const layerTimes = layers.map(() => []);
     for (let i = 0; i < repeats; ++i) {

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C functions that the WebAssembly module exports, for wasm/sparsekern.mjs and any other host.
+// The C functions that the WebAssembly module exports, for wasm/sparsekern.mjs and any other host:
+// memory, errors, and the format csr. wasm_nm.cc has those of nm.
 //
 // Pointers are addresses in the module's memory, sizes count elements unless the name says bytes,
 // dtypes and activations are the numbers of dtype.h and activation.h. A call that fails answers 0
 // where it answers a pointer, else the number of its StatusCode, and leaves its message in
 // sk_error(). Matrices borrow `structure`, `values` and `scale`: they must stay until
-// sk_csr_delete. One thread only.
+// sk_csr_delete or sk_nm_delete. One thread only.
+#include "bind/wasm_api.h"
+
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -16,56 +19,11 @@
 #include "sparsekern/isa.h"
 #include "sparsekern/version.h"
 
-#define SPARSEKERN_EXPORT(name) extern "C" __attribute__((export_name(#name)))
-
-using sparsekern::Activation;
 using sparsekern::CsrMatrix;
 using sparsekern::CsrPacker;
 using sparsekern::DType;
 using sparsekern::Status;
-using sparsekern::StatusCode;
-
-namespace {
-
-// What sk_error and the functions that answer a name point into; WebAssembly has one thread.
-std::string& LastError() {
-  static std::string message;
-  return message;
-}
-const char* Keep(std::string text) {
-  static std::string kept;
-  kept = std::move(text);
-  return kept.c_str();
-}
-
-int32_t Report(const Status& status) {
-  LastError() = status.message();
-  return static_cast<int32_t>(status.code());
-}
-
-DType DTypeOf(uint32_t number) { return static_cast<DType>(static_cast<uint8_t>(number)); }
-
-// A number that fits no uint8_t stays invalid instead of wrapping round to a valid one.
-Activation ActivationOf(uint32_t number) {
-  return static_cast<Activation>(static_cast<uint8_t>(number < 255 ? number : 255));
-}
-
-sparsekern::Epilogue EpilogueOf(const float* bias, uint32_t activation) {
-  sparsekern::Epilogue epilogue;
-  epilogue.bias = bias;
-  epilogue.activation = ActivationOf(activation);
-  return epilogue;
-}
-
-Status CheckDType(const char* name, uint32_t dtype) {
-  if (dtype < 256 && IsValid(DTypeOf(dtype))) return Status::Ok();
-  return Status::InvalidType(std::string(name) +
-                             ": dtype must be 0 (float32), 1 (bfloat16), "
-                             "2 (float16) or 3 (int8), got " +
-                             std::to_string(dtype));
-}
-
-}  // namespace
+using namespace sparsekern::wasm;
 
 SPARSEKERN_EXPORT(sk_version) const char* sk_version() { return sparsekern::Version(); }
 SPARSEKERN_EXPORT(sk_error) const char* sk_error() { return LastError().c_str(); }
@@ -94,24 +52,8 @@ SPARSEKERN_EXPORT(sk_csr_new)
 CsrMatrix* sk_csr_new(const void* structure, uint32_t structure_bytes, const void* values,
                       uint32_t value_count, uint32_t dtype, const float* scale,
                       uint32_t scale_count) {
-  Status status = CheckDType("csr", dtype);
-  CsrMatrix matrix;
-  matrix.values = values;
-  matrix.dtype = DTypeOf(dtype);
-  matrix.scale = scale;
-  if (status.ok()) {
-    status = sparsekern::ValidateCsr(structure, structure_bytes, values, value_count, matrix.dtype);
-  }
-  if (status.ok()) {
-    status = sparsekern::ParseCsrStructure(structure, structure_bytes, "csr", &matrix.structure);
-  }
-  const int64_t wanted = matrix.dtype == DType::kI8 ? matrix.structure.rows : 0;
-  if (status.ok() && (scale_count != wanted || (scale == nullptr) != (wanted == 0))) {
-    status = Status::InvalidValue("csr: scale must have " + std::to_string(wanted) +
-                                  " elements, got " + std::to_string(scale_count));
-  }
-  if (Report(status) != 0) return nullptr;
-  return new (std::nothrow) CsrMatrix(matrix);
+  return NewMatrix("csr", sparsekern::ValidateCsr, sparsekern::ParseCsrStructure, structure,
+                   structure_bytes, values, value_count, dtype, scale, scale_count);
 }
 SPARSEKERN_EXPORT(sk_csr_delete) void sk_csr_delete(CsrMatrix* matrix) { delete matrix; }
 
@@ -176,14 +118,8 @@ int32_t sk_csr_linear(const CsrMatrix* matrix, const void* x, void* y, uint32_t 
                       uint32_t x_rows, uint32_t x_stride, uint32_t y_stride, const float* bias,
                       uint32_t activation) {
   if (const Status status = CheckDType("csr_linear", dtype); !status.ok()) return Report(status);
-  sparsekern::LinearArgs args;
-  args.x = x;
-  args.y = y;
-  args.dtype = DTypeOf(dtype);
-  args.x_rows = x_rows;
-  args.x_stride = x_stride;
-  args.y_stride = y_stride;
-  args.epilogue = EpilogueOf(bias, activation);
+  const sparsekern::LinearArgs args =
+      LinearArgsOf(x, y, dtype, x_rows, x_stride, y_stride, bias, activation);
   return Report(sparsekern::CsrLinear(*matrix, args, sparsekern::Serial()));
 }
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern._cast import CastConv2d, CastLinear
+from sparsekern._nm_mask import GROUP_SIZES
 from sparsekern._sites import Site
 from sparsekern.csr import CSRTensor
-from sparsekern.nm import GROUP_SIZES, NMTensor
+from sparsekern.nm import NMTensor
 from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear, NMLinear
 from sparsekern.nn._layer import trainable
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 from sparsekern import _core, _table
 from sparsekern._candidates import describe_dtype
 from sparsekern._checkpoint_format import read
+from sparsekern._compressed24 import compressed_layers
 from sparsekern._hf import CHECKPOINT, ModelDirectory
 from sparsekern._nm_mask import GROUP_SIZES
 from sparsekern._packed import DTYPE_NAMES
@@ -88,13 +89,29 @@ def inspect_file(path: Path) -> FileContent:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             if "sparsekern" not in (file.metadata() or {}):
-                lines = [_dense_line(name, file.get_tensor(name)) for name in file.keys()]  # noqa: SIM118
+                lines = _plain_lines(file)
                 return FileContent(str(path), "safetensors", tuple(lines))
-    except OSError:
+    except (OSError, MemoryError, TypeError, ValueError):
         raise
     except Exception as error:
         raise ValueError(f"{path} must be a safetensors file, got: {error}") from error
     return _checkpoint(path)
+
+
+def _plain_lines(file: Any) -> list[TensorLine]:
+    """The tensors of an open file; those of a compressed 2:4 weight as one, where all are here."""
+    names = list(file.keys())
+    layers = [
+        layer for layer in compressed_layers(names).values() if set(layer.names) <= set(names)
+    ]
+    hidden = {name for layer in layers for name in layer.names}
+    lines = [_dense_line(name, file.get_tensor(name)) for name in names if name not in hidden]
+    for layer in layers:
+        parts = {name: file.get_tensor(name) for name in layer.names}
+        line = _dense_line(layer.weight, layer.dense(parts, "inspect"))
+        nbytes = sum(part.nbytes for part in parts.values())
+        lines.append(replace(line, format=f"{layer.format} {line.format}", nbytes=nbytes))
+    return sorted(lines, key=lambda line: line.name)
 
 
 def _checkpoint(path: Path) -> FileContent:

@@ -22,7 +22,7 @@ def check_group(operator: str, n: object, m: object) -> None:
 
     Raises:
         TypeError: not integers.
-        NotImplementedError: an m that no kernel has.
+        NotImplementedError: an m that no kernel and no format has.
         ValueError: n out of [1, m - 1].
     """
     for name, value in (("n", n), ("m", m)):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparsekern import _core
+from sparsekern._nm_mask import check_group, nm_mask
 from sparsekern._packed import (
     DTYPE_NAMES,
     PackedTensor,
@@ -23,25 +25,8 @@ from sparsekern._packed import (
 
 __all__ = ["NMTensor"]
 
-GROUP_SIZES = (2, 4, 8, 16, 32)
 _ROWS_OF_A_PANEL = 16  # docs/formats.md
-_SELECTED_AT_ONCE = 2**20  # weights: what the sort needs beside them, 24 bytes each, stays small
-
-
-def _integer(operator: str, name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{operator}: {name} must be an integer, got {type(value).__name__}")
-    return value
-
-
-def check_pattern(operator: str, n: object, m: object) -> tuple[int, int]:
-    """Raise unless N:M is a pattern of the format; returns (n, m)."""
-    n, m = _integer(operator, "n", n), _integer(operator, "m", m)
-    if m not in GROUP_SIZES:
-        raise ValueError(f"{operator}: m must be 2, 4, 8, 16 or 32, got {m}")
-    if not 1 <= n < m:
-        raise ValueError(f"{operator}: n must be in [1, {m - 1}] for m = {m}, got {n}")
-    return n, m
+_SELECTED_AT_ONCE = 2**20  # weights: what selection needs beside them, 40 bytes each, stays small
 
 
 def _packing_bytes(w: Tensor, n: int, m: int, dtype: torch.dtype) -> float:
@@ -61,16 +46,14 @@ def _largest(w: Tensor, n: int, m: int, mask: Tensor | None) -> Tensor:
     step = max(1, _SELECTED_AT_ONCE // cols)
     for first in range(0, rows, step):
         part = slice(first, first + step)
-        rows_of_w = w[part].float() if w.element_size() == 1 else w[part]  # float8 does not sort
-        size = torch.where(rows_of_w.isnan(), -1, rows_of_w.abs())
-        if mask is not None:
-            size = size.masked_fill(~mask[part].to(w.device), -2)
-        size = torch.nn.functional.pad(size, (0, -cols % m), value=-3)
-        groups = size.reshape(size.shape[0], -1, m)
-        chosen = groups.sort(dim=2, descending=True, stable=True).indices[..., :n]
-        best = torch.zeros_like(groups, dtype=torch.bool).scatter_(2, chosen, True)
-        kept[part] = best.flatten(1)[:, :cols]
-    return kept if mask is None else kept.logical_and_(mask.cpu())
+        if mask is None:
+            kept[part] = nm_mask(w[part], n, m)
+            continue
+        size = w[part].float() if w.element_size() == 1 else w[part]  # float8 has no abs
+        allowed = mask[part].to(w.device)
+        size = torch.where(size.isnan(), -1, size.abs()).masked_fill(~allowed, -math.inf)
+        kept[part] = nm_mask(size, n, m, score=size).logical_and_(allowed)
+    return kept
 
 
 class NMTensor(PackedTensor):
@@ -146,18 +129,19 @@ class NMTensor(PackedTensor):
 
         Raises:
             TypeError: a wrong type or dtype.
-            ValueError: a pattern that the format does not have; with `strict` a group of more than
-                `n`, named by row and columns; an empty matrix, one beyond the format's limits, one
-                on the meta device; NaN or infinity with int8.
+            NotImplementedError: an `m` that the format does not have.
+            ValueError: `n` out of [1, m - 1]; with `strict` a group of more than `n`, named by row
+                and columns; an empty matrix, one beyond the format's limits, one on the meta
+                device; NaN or infinity with int8.
             MemoryError: what packing needs is not available; raised before the work starts.
         """
         name = "NMTensor.from_dense"
         source = check_dense(name, w, mask)
-        check_pattern(name, n, m)
+        check_group(name, n, m)
         dtype = stored_dtype(name, source, dtype)
         packing = _packing_bytes(source, n, m, dtype)
-        if not strict:  # the mask, and the sort of some rows
-            packing += source.numel() + 24 * max(source.shape[1], _SELECTED_AT_ONCE)
+        if not strict:  # the mask, and the choice in some rows
+            packing += source.numel() + 40 * max(source.shape[1], _SELECTED_AT_ONCE)
         require_memory(name, source, mask, dtype, packing)
         kept = None if mask is None else mask.detach()
         if not strict:

@@ -19,8 +19,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 import oracle
-from sparsekern import CSRTensor, save_file
-from sparsekern.nn import CSRConv2d, CSRLinear
+from sparsekern import CSRTensor, NMTensor, save_file
+from sparsekern._packed import PackedTensor
+from sparsekern.nn import CSRConv2d, CSRLinear, NMLinear
 
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,7 +44,12 @@ def _packed(rows: int, cols: int, dtype: torch.dtype, block_rows: int, seed: int
     return CSRTensor.from_dense(weight, mask=mask, block_rows=block_rows, dtype=dtype)
 
 
-def _layer(kind: type, packed: CSRTensor, activation: str, **options: int) -> nn.Module:
+def _nm(rows: int, cols: int, dtype: torch.dtype, n: int, m: int, seed: int) -> NMTensor:
+    weight = torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed))
+    return NMTensor.from_dense(weight, n, m, strict=False, dtype=dtype)
+
+
+def _layer(kind: type, packed: PackedTensor, activation: str, **options: int) -> nn.Module:
     generator = torch.Generator().manual_seed(packed.shape[0])
     return kind.from_packed(
         packed, torch.randn(packed.shape[0], generator=generator), activation, **options
@@ -51,7 +57,7 @@ def _layer(kind: type, packed: CSRTensor, activation: str, **options: int) -> nn
 
 
 def model() -> nn.ModuleDict:
-    """Layers of every dtype, block height and activation; the last two are tied."""
+    """Layers of every dtype, block height, group size and activation; some are tied."""
     layers = nn.ModuleDict(
         {
             "relu": _layer(CSRLinear, _packed(130, 257, torch.float32, 1, 0), "relu"),
@@ -61,8 +67,14 @@ def model() -> nn.ModuleDict:
             "tanh": _layer(CSRLinear, _packed(64, 64, torch.float32, 4, 4), "gelu_tanh"),
             "conv": _layer(CSRConv2d, _packed(48, 150, torch.float32, 1, 5), "relu6", stride=2),
             "flat": _layer(CSRConv2d, _packed(33, 20, torch.float32, 2, 6), "none"),
+            "nm2": _layer(NMLinear, _nm(33, 65, torch.float32, 1, 2, 7), "none"),
+            "nm4": _layer(NMLinear, _nm(130, 250, torch.float32, 2, 4, 8), "relu"),
+            "nm8": _layer(NMLinear, _nm(77, 200, torch.bfloat16, 2, 8, 9), "gelu"),
+            "nm16": _layer(NMLinear, _nm(64, 130, torch.int8, 1, 16, 10), "silu"),
+            "nm32": _layer(NMLinear, _nm(16, 70, torch.float16, 3, 32, 11), "hardswish"),
         }
     )
+    layers["nm"] = NMLinear.from_packed(layers["nm4"].weight, None, "none")
     layers["one"] = CSRLinear.from_packed(layers["tanh"].weight, None, "none")
     return layers.eval()
 
@@ -81,7 +93,7 @@ def cases(layers: nn.ModuleDict) -> list[Case]:
         ]
     found += [
         Case("special-" + name, name, "float32", (5, layers[name].weight.shape[1]))
-        for name in ("relu", "silu")
+        for name in ("relu", "silu", "nm4", "nm8")
     ]
     return found
 
@@ -123,7 +135,8 @@ def check(folder: Path, host: str) -> int:
         values = stored.detach().numpy()
         if dtype == "float16":
             values = values.view(np.float16)
-        matrix = oracle.read_csr(values, packed.structure.numpy(), dtype)
+        read = oracle.read_nm if isinstance(packed, NMTensor) else oracle.read_csr
+        matrix = read(values, packed.structure.numpy(), dtype)
         dense = matrix.dense
         if packed.scale is not None:
             dense = dense * packed.scale.double().numpy()[:, None]

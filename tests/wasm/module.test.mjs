@@ -34,11 +34,15 @@ for (const tier of ["simd128", "scalar"]) {
     test("multiplies the layers of a checkpoint", async () => {
       const model = sk.checkpoint(file);
       assert.equal(model.layers.get("one").matrix, model.layers.get("tanh").matrix); // tied
+      assert.equal(model.layers.get("nm").matrix, model.layers.get("nm4").matrix);
+      const { matrix: nm } = model.layers.get("nm4");
+      assert.deepEqual([nm.rows, nm.cols, nm.n, nm.m, nm.kept], [130, 250, 2, 4, 130 * (62 * 2 + 2)]);
+      assert.ok(nm.linearKernel(1).endsWith(tier === "scalar" ? "decode__scalar" : "decode__wasm_simd128"));
       for (const { name, layer: layerName, dtype, shape } of cases) {
         const { matrix, bias, activation, stride, kind } = model.layers.get(layerName);
         const x = await input(name, dtype);
         const options = { dtype, bias, activation };
-        const y = kind === "csr_linear"
+        const y = kind !== "csr_conv2d"
           ? matrix.linear(x, { ...options, rows: shape[0] })
           : matrix.conv2d(x, { ...options, stride, batch: shape[0], height: shape[2], width: shape[3] });
         await writeFile(join(folder, `${name}.node-${tier}`), y);
@@ -59,6 +63,32 @@ for (const tier of ["simd128", "scalar"]) {
       const kept = sk.matrix(sk.pack(Float32Array.of(5, 0, 6, 7), 2, 2, { mask }));
       assert.equal(kept.kept, 2);
       assert.deepEqual(kept.toDense(), Float32Array.of(5, 0, 0, 0));
+    });
+
+    test("packs and unpacks n of m", () => {
+      for (const [n, m] of [[1, 2], [2, 4], [2, 8], [1, 16], [3, 32]]) {
+        const dense = Float32Array.from({ length: 37 * 53 }, (_, i) => ((i % 53) % m < n ? i + 1 : 0));
+        const matrix = sk.nmMatrix(sk.packNm(dense, 37, 53, { n, m }));
+        assert.deepEqual([matrix.rows, matrix.cols, matrix.n, matrix.m], [37, 53, n, m]);
+        assert.equal(matrix.kept, dense.filter((v) => v !== 0).length);
+        assert.deepEqual(matrix.toDense(), dense);
+        for (const rows of [1, 2, 40]) {
+          const x = Float32Array.from({ length: rows * 53 }, (_, i) => (i % 7) - 3);
+          const y = matrix.linear(x, { bias: new Float32Array(37).fill(1), activation: "relu" });
+          assert.equal(y.length, rows * 37);
+          for (const r of [0, 36]) {
+            const sum = dense.subarray(r * 53, (r + 1) * 53).reduce((all, w, k) => all + w * x[(rows - 1) * 53 + k], 1);
+            assert.ok(Math.abs(y[(rows - 1) * 37 + r] - Math.max(0, sum)) <= 1e-5 * Math.abs(sum) + 1e-2, `${y} ${sum}`);
+          }
+        }
+        matrix.dispose();
+        assert.throws(() => matrix.linear(new Float32Array(53)), /NMMatrix: used after dispose/);
+      }
+      const mask = Uint8Array.of(0, 0, 1, 1);
+      const kept = sk.nmMatrix(sk.packNm(Float32Array.of(5, 6, 0, 7), 1, 4, { n: 2, m: 4, mask }));
+      assert.deepEqual(kept.toDense(), Float32Array.of(0, 0, 0, 7));
+      assert.deepEqual(kept.linear(Float32Array.of(NaN, NaN, 1, 2)), Float32Array.of(14));
+      kept.dispose();
     });
 
     test("keeps activations in the module, also while its memory grows", () => {
@@ -119,6 +149,8 @@ for (const tier of ["simd128", "scalar"]) {
     test("bad input is an error that names operator, argument, expected, got", () => {
       const packed = sk.pack(Float32Array.of(1, 0, 0, 2), 2, 2);
       const w = sk.matrix(packed);
+      const packedNm = sk.packNm(Float32Array.of(1, 0, 0, 2), 1, 4, { n: 2, m: 4 });
+      const nm = sk.nmMatrix(packedNm);
       const x = new Float32Array(2);
       const bad = [
         [() => w.linear([1, 2]), TypeError, /^csr_linear: x must be a Float32Array for float32, got 1,2$/],
@@ -135,6 +167,16 @@ for (const tier of ["simd128", "scalar"]) {
         [() => sk.pack(x, 0, 2), RangeError, /^sparsekern.pack: rows must be an integer in \[1, 2\^31\), got 0$/],
         [() => sk.pack(x, 1, 2, { blockRows: 3 }), TypeError, /^sparsekern.pack: blockRows must be one of 1, 2, 4, got 3$/],
         [() => sk.matrix({ ...packed, dtype: "int8", values: new Int8Array(16) }), RangeError, /^csr/],
+        [() => sk.packNm(x, 1, 2, { n: 1, m: 3 }), TypeError, /^sparsekern.packNm: m must be one of 2, 4, 8, 16, 32, got 3$/],
+        [() => sk.packNm(x, 1, 2), TypeError, /^sparsekern.packNm: m must be one of 2, 4, 8, 16, 32, got undefined$/],
+        [() => sk.packNm(x, 1, 2, { n: 2, m: 2 }), RangeError, /^sparsekern.packNm: n must be an integer in \[1, 2\), got 2$/],
+        [() => sk.packNm(Float32Array.of(1, 2), 1, 2, { n: 1, m: 2 }), RangeError, /^nm: row 0, columns 0 to 1 must keep at most 1 of 2, got 2$/],
+        [() => sk.packNm(x, 2, 2, { n: 1, m: 2 }), RangeError, /^sparsekern.packNm: dense must have 4 elements, got 2$/],
+        [() => sk.nmMatrix(packed), RangeError, /^nm: structure must begin with SKNM/],
+        [() => sk.nmMatrix({ ...packedNm, scale: x }), RangeError, /^nm: scale must have 0 elements, got 2$/],
+        [() => sk.nmMatrix({ ...packedNm, values: x }), RangeError, /^nm: values must have/],
+        [() => nm.linear(x, { rows: 1 }), RangeError, /^nm_linear: x must have 4 elements, got 2$/],
+        [() => nm.linear(new Float32Array(4), { activation: "tanh" }), TypeError, /^nm_linear: activation must be one of/],
         [() => sk.matrix({ ...packed, scale: x }), RangeError, /^csr: scale must have 0 elements, got 2$/],
         [() => sk.buffer(2 ** 30, "float32"), RangeError, /^sparsekern: no memory for 4294967296 bytes$/],
       ];
@@ -152,6 +194,25 @@ for (const tier of ["simd128", "scalar"]) {
         structure[at] ^= 0x81;
         try {
           const matrix = sk.matrix({ ...packed, structure });
+          matrix.linear(new Float32Array(matrix.cols * 3));
+          matrix.dispose();
+        } catch (error) {
+          assert.ok(error instanceof RangeError, `${error}`);
+          ++refused;
+        }
+      }
+      assert.ok(refused > packed.structure.length / 2, `${refused} of ${packed.structure.length}`);
+    });
+
+    test("every damaged byte of a packed N:M structure is refused or harmless", () => {
+      const dense = Float32Array.from({ length: 20 * 20 }, (_, i) => (i % 4 < 2 ? 1 : 0));
+      const packed = sk.packNm(dense, 20, 20, { n: 2, m: 4 });
+      let refused = 0;
+      for (let at = 0; at < packed.structure.length; ++at) {
+        const structure = packed.structure.slice();
+        structure[at] ^= 0x81;
+        try {
+          const matrix = sk.nmMatrix({ ...packed, structure });
           matrix.linear(new Float32Array(matrix.cols * 3));
           matrix.dispose();
         } catch (error) {

@@ -71,8 +71,9 @@ def run(module: Path, folder: Path, host_name: str) -> None:
     for name, spec in described["layers"].items():
         values, structure = tensors[f"{name}.values"], tensors[f"{name}.structure"]
         scale = tensors.get(f"{name}.scale")
+        prefix = "sk_nm" if spec["kind"] == "nm_linear" else "sk_csr"
         matrices[name] = host(
-            "sk_csr_new",
+            f"{prefix}_new",
             host.put(raw(structure)),
             structure.numel(),
             host.put(raw(values)),
@@ -82,9 +83,8 @@ def run(module: Path, folder: Path, host_name: str) -> None:
             0 if scale is None else scale.numel(),
         )
         assert matrices[name] != 0, host.text(host("sk_error"))
-        assert [host("sk_csr_rows", matrices[name]), host("sk_csr_cols", matrices[name])] == spec[
-            "shape"
-        ]
+        shape = [host(f"{prefix}_{size}", matrices[name]) for size in ("rows", "cols")]
+        assert shape == spec["shape"]
     for case in json.loads((folder / "cases.json").read_text()):
         spec = described["layers"][case["layer"]]
         rows, cols = spec["shape"]
@@ -92,7 +92,7 @@ def run(module: Path, folder: Path, host_name: str) -> None:
         tail = (0 if bias is None else host.put(raw(bias)), ACTIVATIONS.index(spec["activation"]))
         x = host.put((folder / f"{case['name']}.x").read_bytes())
         dtype, matrix = DTYPES.index(case["dtype"]), matrices[case["layer"]]
-        if spec["kind"] == "csr_linear":
+        if spec["kind"] != "csr_conv2d":
             elements = case["shape"][0] * rows
             arguments = (dtype, case["shape"][0], cols, rows)
         else:
@@ -108,15 +108,14 @@ def run(module: Path, folder: Path, host_name: str) -> None:
         host("sk_free", x)
         host("sk_free", y)
     # What is wrong is refused with the number of a StatusCode and a message.
-    assert (
-        host("sk_csr_linear", next(iter(matrices.values())), 0, 0, 0, 1, 1 << 20, 1 << 20, 0, 99)
-        == 2
-    )
-    assert "activation must be in [0, 6], got 99" in host.text(host("sk_error"))
-    assert host("sk_csr_new", host.put(bytes(64)), 64, host.put(bytes(64)), 16, 0, 0, 0) == 0
-    assert host.text(host("sk_error")) != ""
-    for matrix in matrices.values():
-        host("sk_csr_delete", matrix)
+    for prefix, name in (("sk_csr", "relu"), ("sk_nm", "nm4")):
+        sizes = (0, 0, 0, 1, 1 << 20, 1 << 20, 0)
+        assert host(f"{prefix}_linear", matrices[name], *sizes, 99) == 2
+        assert "activation must be in [0, 6], got 99" in host.text(host("sk_error"))
+        assert host(f"{prefix}_new", host.put(bytes(64)), 64, host.put(bytes(64)), 16, 0, 0, 0) == 0
+        assert host.text(host("sk_error")) != ""
+    for name, matrix in matrices.items():
+        host("sk_nm_delete" if name.startswith("nm") else "sk_csr_delete", matrix)
     print(f"wasmtime: {module.name} ({host.text(host('sk_isa'))}) ran {host_name}")
 
 

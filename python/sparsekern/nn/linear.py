@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsekern import _core, ops
+from sparsekern._nm_mask import check_group
 from sparsekern._packed import DTYPE_NAMES, PackedTensor, to_numpy
-from sparsekern.nm import NMTensor, check_pattern
+from sparsekern.nm import NMTensor
 from sparsekern.nn._layer import CSRLayer, PackedLayer, trainable
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class NMLinear(_Linear):
 
     Raises:
         TypeError, ValueError: wrong arguments.
-        NotImplementedError: an activation that no kernel fuses.
+        NotImplementedError: an activation that no kernel fuses, or an m that no format has.
     """
 
     _TENSOR = NMTensor
@@ -186,7 +187,7 @@ class NMLinear(_Linear):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        check_pattern("NMLinear", n, m)
+        check_group("NMLinear", n, m)
         self.in_features = in_features
         self.out_features = out_features
         self._begin(

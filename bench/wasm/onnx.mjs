@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Writes ONNX models of a chain of 1x1 convolutions with relu, for a dense runtime to run. Only the few
+// Writes ONNX models of chains of 1x1 convolutions or linear layers, for a dense runtime to run. Only the few
 // messages of onnx.proto that this takes (protobuf: https://protobuf.dev/programming-guides/encoding).
 
 function varint(value) {
@@ -26,6 +26,7 @@ function message(field, ...parts) {
 const text = (field, value) => message(field, new TextEncoder().encode(value));
 
 const attribute = (name, values) => message(5, text(1, name), ...values.map((v) => integer(8, v)), integer(20, 7));
+const scalar = (name, value) => message(5, text(1, name), integer(3, value), integer(20, 2));
 const node = (type, inputs, output, ...attributes) =>
   message(1, ...inputs.map((name) => text(1, name)), text(2, output), text(4, type), ...attributes);
 const tensor = (name, dims, data) =>
@@ -55,7 +56,30 @@ export function chainModel(layers, pooled) {
   const first = layers[0];
   const end = layers[layers.length - 1];
   const size = first.size * first.stride;
-  const graph = message(7, ...parts, text(2, "chain"), value(11, "x", [1, first.cols, size, size]),
-    value(12, last, [1, end.rows, end.size, end.size]));
-  return join([integer(1, 8), graph, message(8, text(1, ""), integer(2, 13))]);
+  return model(parts, value(11, "x", [1, first.cols, size, size]), value(12, last, [1, end.rows, end.size, end.size]));
+}
+
+const model = (parts, input, output) =>
+  join([integer(1, 8), message(7, ...parts, text(2, "chain"), input, output), message(8, text(1, ""), integer(2, 13))]);
+
+/**
+ * layers: { cols, rows, weight (dense, [rows, cols]), bias }, each with relu, on x of xRows rows. gemm: one
+ * operator for product and bias; else a product with the transposed weight and a sum.
+ */
+export function linearModel(layers, xRows, gemm) {
+  const parts = [];
+  let last = "x";
+  layers.forEach(({ cols, rows, weight, bias }, i) => {
+    if (gemm) {
+      parts.push(node("Gemm", [last, `w${i}`, `b${i}`], `c${i}`, scalar("transB", 1)), tensor(`w${i}`, [rows, cols], weight));
+    } else {
+      const transposed = Float32Array.from({ length: cols * rows }, (_, n) => weight[(n % rows) * cols + Math.floor(n / rows)]);
+      parts.push(node("MatMul", [last, `w${i}`], `p${i}`), node("Add", [`p${i}`, `b${i}`], `c${i}`));
+      parts.push(tensor(`w${i}`, [cols, rows], transposed));
+    }
+    parts.push(node("Relu", [`c${i}`], `y${i}`), tensor(`b${i}`, [rows], bias));
+    last = `y${i}`;
+  });
+  const end = layers[layers.length - 1];
+  return model(parts, value(11, "x", [xRows, layers[0].cols]), value(12, last, [xRows, end.rows]));
 }
