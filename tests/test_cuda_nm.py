@@ -221,10 +221,7 @@ def test_a_header_that_contradicts_gives_nan():
 @needs_cuda
 @pytest.mark.cuda
 def test_layer_and_gradients():
-    w = activations((48, 64))
-    layer = sk.nn.NMLinear.from_linear(
-        torch.nn.Linear(64, 48), 2, 4, strict=False, mask=ops.nm_mask(w, 2, 4)
-    )
+    layer = sk.nn.NMLinear.from_dense(torch.nn.Linear(64, 48), 2, 4, strict=False)
     x = activations((20, 64)).requires_grad_()
     y = layer(x)
     y.square().sum().backward()
