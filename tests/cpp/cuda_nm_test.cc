@@ -269,6 +269,20 @@ TEST(CudaNmIndex, AnyBitsNameAColumnOfTheWindow) {
   }
 }
 
+TEST(CudaNmIndex, DecodeLooksUpXWithoutBankConflicts) {
+  // At 2:4 the threads of a warp, at one step of their runs, meet windows of together 32 columns.
+  for (const int bytes : {2, 4}) {
+    std::set<int> steps, banks;
+    for (int lane = 0; lane < 32; ++lane) steps.insert(DecodeFirstStep(lane, bytes));
+    std::set<int> windows;
+    for (const int step : steps) windows.insert(step / 2);
+    EXPECT_LE(windows.size() * 4, 32u);
+    for (const int window : windows) {
+      for (int i = 0; i < 4; ++i) EXPECT_TRUE(banks.insert((window * 4 + i) % 32).second);
+    }
+  }
+}
+
 // --- shared memory ------------------------------------------------------------------------------
 
 // The banks, of 16 bytes, that eight addresses of one 8x8 matrix meet: all eight, or ldmatrix

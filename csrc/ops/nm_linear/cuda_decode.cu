@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const NmCudaArgs a) {
   constexpr int kStride = DecodeStride(kBytes);
   constexpr int kChunk = kDecodeFloats / MR;
   // Runs whose loads are under way together.
-  constexpr int kAhead = MR <= 2 ? 2 : 1;
+  constexpr int kAhead = MR > 2 ? 1 : kBytes == 2 ? 4 : 2;
   __shared__ RowsOfX<MR> x_tile[kChunk];
 
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -99,8 +99,9 @@ constexpr int kDecodeSplitCols = 512;  // columns are split in multiples of it: 
 SPARSEKERN_HOST_DEVICE constexpr int DecodeRows(int value_bytes) { return 16 / value_bytes; }
 // Threads side by side that have one step.
 SPARSEKERN_HOST_DEVICE constexpr int DecodeThreadsOfStep(int value_bytes) { return value_bytes; }
-// Steps in a row of one thread, from the same words.
-SPARSEKERN_HOST_DEVICE constexpr int DecodeRun(int value_bytes) { return value_bytes == 1 ? 4 : 2; }
+// Steps in a row of one thread, from the same words: as many as keep what the warp looks up in x at
+// a time, at 2:4, within 32 columns, that is 32 banks. (int8: 64 columns.)
+SPARSEKERN_HOST_DEVICE constexpr int DecodeRun(int value_bytes) { return value_bytes == 4 ? 2 : 1; }
 // Steps of a warp at a time.
 SPARSEKERN_HOST_DEVICE constexpr int DecodeStride(int value_bytes) {
   return 32 / DecodeThreadsOfStep(value_bytes) * DecodeRun(value_bytes);
