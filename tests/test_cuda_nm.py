@@ -15,8 +15,8 @@ from strategies import (
     DTYPES,
     NM_PATTERNS,
     X_DTYPES,
-    NmPacked,
     NmSpec,
+    Packed,
     activations,
     pack_nm,
 )
@@ -24,17 +24,17 @@ from strategies import (
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
 
-def on_cuda(packed: NmPacked) -> tuple[torch.Tensor, ...]:
+def on_cuda(packed: Packed) -> tuple[torch.Tensor, ...]:
     scale = None if packed.scale is None else packed.scale.cuda()
     return packed.values.cuda(), packed.structure.cuda(), scale
 
 
-def run(packed: NmPacked, x: torch.Tensor, bias=None, activation: str = "none") -> torch.Tensor:
+def run(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") -> torch.Tensor:
     code = ACTIVATIONS.index(activation)
     return torch.ops.sparsekern.nm_linear(x, *on_cuda(packed), bias, packed.spec.rows, code)
 
 
-def check(packed: NmPacked, x: torch.Tensor, bias=None, activation: str = "none") -> None:
+def check(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") -> None:
     moved = None if bias is None else bias.cuda()
     y = run(packed, x.cuda(), moved, activation)
     assert y.shape == (*x.shape[:-1], packed.spec.rows)
