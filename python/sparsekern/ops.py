@@ -35,6 +35,7 @@ __all__ = [
     "nm_mask_transposable",
 ]
 
+_ON_CUDA = ("csr_linear", "nm_linear")  # operators with kernels there
 _linear = torch.ops.sparsekern.csr_linear.default
 _conv2d = torch.ops.sparsekern.csr_conv2d.default
 _unpack_dual: Any = forward_ad.unpack_dual
@@ -253,7 +254,7 @@ def _explained(error: Exception, operator: str, **arguments: object) -> Exceptio
             return TypeError(f"{operator}: {name} must be a torch.Tensor, got {got}")
     if isinstance(error, NotImplementedError) and "backend" in str(error):  # torch's own
         devices = {str(a.device) for a in arguments.values() if isinstance(a, Tensor)}
-        on_cuda = operator == "csr_linear" and torch.version.cuda is not None
+        on_cuda = operator in _ON_CUDA and torch.version.cuda is not None
         existing = "cpu and cuda" if on_cuda else "cpu"
         return NotImplementedError(
             f"{operator}: x must be on a device with kernels ({existing}), "

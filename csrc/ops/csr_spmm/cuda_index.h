@@ -6,11 +6,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SPARSEKERN_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define SPARSEKERN_HOST_DEVICE inline
-#endif
+#include "base/cuda/host_device.h"
 
 namespace sparsekern::cuda {
 

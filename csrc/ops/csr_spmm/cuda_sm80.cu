@@ -10,10 +10,9 @@
 // in order, with scale, bias and activation.
 //
 // Memory-bound for few rows of x; its limit is the packed bytes over the memory bandwidth.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "base/cuda/numbers.h"
 #include "ops/csr_spmm/cuda_index.h"
 #include "ops/csr_spmm/cuda_sm80.h"
 
@@ -23,43 +22,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kHalfWarps = kThreads / 16;
 constexpr int kRowsOfX = 8;
-
-__device__ float ToFloat(float v) { return v; }
-__device__ float ToFloat(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ float ToFloat(__half v) { return __half2float(v); }
-__device__ float ToFloat(int8_t v) { return static_cast<float>(v); }
-
-template <typename T>
-__device__ T FromFloat(float v);
-template <>
-__device__ float FromFloat<float>(float v) {
-  return v;
-}
-template <>
-__device__ __nv_bfloat16 FromFloat<__nv_bfloat16>(float v) {
-  return __float2bfloat16_rn(v);
-}
-template <>
-__device__ __half FromFloat<__half>(float v) {
-  return __float2half_rn(v);
-}
-
-__device__ float Activate(float x, Activation activation) {
-  switch (activation) {
-    case Activation::kNone: return x;
-    case Activation::kRelu: return x > 0.0f || x != x ? x : 0.0f;
-    case Activation::kRelu6: return x != x ? x : fminf(fmaxf(x, 0.0f), 6.0f);
-    case Activation::kGelu: return x * normcdff(x);
-    case Activation::kGeluTanh:
-      return x * (1.0f / (1.0f + expf(-1.59576912f * (x + 0.044715f * x * x * x))));
-    case Activation::kSilu: return x / (1.0f + expf(-x));
-    case Activation::kHardswish: {
-      const float gate = x != x ? x : fminf(fmaxf(x + 3.0f, 0.0f), 6.0f);
-      return x * gate * (1.0f / 6.0f);
-    }
-  }
-  return x;
-}
 
 // Dynamic shared memory: sums[panel_groups * R][kRowsOfX].
 template <typename X, typename V, int R>
@@ -139,7 +101,7 @@ __global__ void FinishKernel(CsrLinearArgs a) {
     const int64_t row = i % a.rows;
     if (a.scale != nullptr) sum *= a.scale[row];
     if (a.bias != nullptr) sum += a.bias[row];
-    sum = s.consistent ? Activate(sum, a.activation) : __int_as_float(0x7fc00000);
+    sum = s.consistent ? Activate(sum, a.activation) : QuietNaN();
     static_cast<X*>(a.y)[i] = FromFloat<X>(sum);
   }
 }

@@ -4,11 +4,11 @@
 #include <cstring>
 
 #include "ops/nm_mask/kernels.h"
+#include "ops/nm_mask/sort_key.h"
 
 namespace sparsekern {
 namespace {
 
-// An integer in the order of the scores, NaN least. See SortKey in generic.h.
 template <DType D>
 int32_t KeyOf(const uint8_t* p, bool magnitude) {
   uint32_t bits = 0;
@@ -19,10 +19,7 @@ int32_t KeyOf(const uint8_t* p, bool magnitude) {
     std::memcpy(&half, p, 2);
     bits = static_cast<uint32_t>(half) << 16;
   }
-  constexpr int32_t kInfinity = D == DType::kF16 ? 0x7c000000 : 0x7f800000;
-  const auto size = static_cast<int32_t>(bits & 0x7fffffffu);
-  if (size > kInfinity) return INT32_MIN;
-  return bits >> 31 != 0 && !magnitude ? -size : size;
+  return NmSortKey(bits, D == DType::kF16, magnitude);
 }
 
 template <DType D, int M>
@@ -36,7 +33,7 @@ void MaskRun(const void* score, int64_t count, int n, bool magnitude, uint8_t* m
     }
     for (int i = 0; i < size; ++i) {
       int beaten_by = 0;
-      for (int j = 0; j < size; ++j) beaten_by += j < i ? keys[j] >= keys[i] : keys[j] > keys[i];
+      for (int j = 0; j < size; ++j) beaten_by += NmGoesBefore(keys[j], j, keys[i], i);
       mask[begin + i] = beaten_by < n;
     }
   }

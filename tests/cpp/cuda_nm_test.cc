@@ -1,0 +1,726 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA kernels of nm_linear without a GPU: their threads' walks over packed matrices, with the
+// kernels' own index arithmetic, and ldmatrix, mma and mma.sp emulated as the PTX ISA defines their
+// fragments. Numbers are small integers, so every sum is exact and is compared exactly.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <set>
+#include <tuple>
+#include <vector>
+
+#include "csr_case.h"
+#include "ops/nm_linear/cuda_index.h"
+#include "ops/nm_linear/cuda_plan.h"
+#include "sparsekern/nm.h"
+
+namespace sparsekern::cuda {
+namespace {
+
+using testing::Elements;
+using testing::Random;
+using testing::Zeros;
+
+struct Pattern {
+  int n, m;
+};
+constexpr Pattern kPatterns[] = {{1, 2}, {1, 4},  {2, 4},  {3, 4},   {1, 8},  {2, 8},  {4, 8},
+                                 {7, 8}, {1, 16}, {3, 16}, {15, 16}, {1, 32}, {5, 32}, {31, 32}};
+
+// A matrix of small integers, dense (row-major, zeros where nothing is kept) and packed.
+struct Packed {
+  int64_t rows, cols;
+  std::vector<float> dense;
+  Elements values;
+  std::vector<uint8_t> structure;
+  NmLayout layout;
+};
+
+Packed Pack(int64_t rows, int64_t cols, Pattern pattern, DType dtype, uint64_t seed = 1) {
+  Packed p;
+  p.rows = rows;
+  p.cols = cols;
+  const auto count = static_cast<size_t>(rows * cols);
+  p.dense.assign(count, 0.0f);
+  Elements elements = Zeros(dtype, rows * cols);
+  std::vector<uint8_t> mask(count, 0);
+  Random random(seed);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t g = 0; g < cols; g += pattern.m) {
+      int left = random.Below(8) == 0 ? random.Below(pattern.n + 1) : pattern.n;
+      for (int64_t k = g; k < std::min(cols, g + pattern.m) && left > 0; ++k) {
+        if (random.Below(static_cast<int>(g + pattern.m - k)) >= left) continue;
+        --left;
+        const auto at = static_cast<size_t>(r * cols + k);
+        mask[at] = 1;
+        p.dense[at] = static_cast<float>(random.Below(8) + 1) * (random.Below(2) == 0 ? -1 : 1);
+        elements.Set(at, p.dense[at]);
+      }
+    }
+  }
+  NmPacker packer;
+  const Status status =
+      packer.Plan(elements.data(), dtype, rows, cols, pattern.n, pattern.m, mask.data());
+  EXPECT_TRUE(status.ok()) << status.message();
+  p.values = Zeros(dtype, packer.value_count());
+  p.structure.assign(packer.structure_bytes(), 0);
+  packer.Fill(p.values.data(), p.structure.data());
+  p.layout = ReadNmLayout(p.structure.data(), static_cast<int64_t>(p.structure.size()),
+                          packer.value_count(), rows, cols);
+  EXPECT_TRUE(p.layout.consistent);
+  return p;
+}
+
+std::vector<float> SmallIntegers(int64_t count, uint64_t seed) {
+  std::vector<float> out(static_cast<size_t>(count));
+  Random random(seed);
+  for (float& v : out) v = static_cast<float>(random.Below(17) - 8);
+  return out;
+}
+
+// [x_rows][rows]
+std::vector<float> Expected(const Packed& p, const std::vector<float>& x, int64_t x_rows) {
+  std::vector<float> y(static_cast<size_t>(x_rows * p.rows), 0.0f);
+  for (int64_t m = 0; m < x_rows; ++m) {
+    for (int64_t n = 0; n < p.rows; ++n) {
+      for (int64_t k = 0; k < p.cols; ++k) {
+        y[static_cast<size_t>(m * p.rows + n)] +=
+            x[static_cast<size_t>(m * p.cols + k)] * p.dense[static_cast<size_t>(n * p.cols + k)];
+      }
+    }
+  }
+  return y;
+}
+
+uint32_t WordAt(const Packed& p, int64_t panel, int64_t q, int lane) {
+  const int64_t at = kNmHeaderBytes + ((panel * p.layout.words + q) * kNmPanelRows + lane) * 4;
+  EXPECT_LE(at + 4, static_cast<int64_t>(p.structure.size()));
+  uint32_t word;
+  std::memcpy(&word, p.structure.data() + at, 4);
+  return word;
+}
+
+// --- layout and plan ----------------------------------------------------------------------------
+
+TEST(CudaNmLayout, AgreesWithTheParser) {
+  for (const Pattern pattern : kPatterns) {
+    for (const int64_t cols : {1, 31, 64, 200}) {
+      const Packed p = Pack(20, cols, pattern, DType::kF32);
+      NmStructure s;
+      ASSERT_TRUE(ParseNmStructure(p.structure.data(), p.structure.size(), "test", &s).ok());
+      EXPECT_EQ(p.layout.steps, s.steps);
+      EXPECT_EQ(p.layout.words, s.words);
+      EXPECT_EQ(p.layout.panels, s.panels);
+      EXPECT_EQ(p.layout.window, s.window);
+      EXPECT_EQ(p.layout.field_bits, s.field_bits);
+      EXPECT_EQ(p.layout.steps_per_window, s.steps_per_window());
+    }
+  }
+}
+
+TEST(CudaNmLayout, RefusesWhatDoesNotFit) {
+  Packed p = Pack(40, 200, {2, 4}, DType::kF32);
+  const auto bytes = static_cast<int64_t>(p.structure.size());
+  const auto count = static_cast<int64_t>(p.values.size());
+  const auto consistent = [&](int64_t b, int64_t v, int64_t rows, int64_t cols) {
+    return ReadNmLayout(p.structure.data(), b, v, rows, cols).consistent;
+  };
+  EXPECT_TRUE(consistent(bytes, count, 40, 200));
+  EXPECT_FALSE(consistent(bytes - 64, count, 40, 200));
+  EXPECT_FALSE(consistent(bytes, count - 16, 40, 200));
+  EXPECT_FALSE(consistent(bytes, count, 41, 200));  // the same panels, but not these rows
+  EXPECT_FALSE(consistent(bytes, count, 40, 199));
+  // Each field of the header, one bit changed.
+  for (const int byte : {0, 4, 8, 16, 24, 28, 32}) {
+    p.structure[static_cast<size_t>(byte)] ^= 1;
+    EXPECT_FALSE(consistent(bytes, count, 40, 200)) << byte;
+    p.structure[static_cast<size_t>(byte)] ^= 1;
+  }
+  p.structure[28] = 0;  // m: nothing may be divided by it
+  EXPECT_FALSE(consistent(bytes, count, 40, 200));
+}
+
+TEST(CudaNmPlan, InfersThePatternFromSizes) {
+  for (const Pattern pattern : kPatterns) {
+    for (const int64_t cols : {1, 4, 7, 16, 33, 64, 129, 1000}) {
+      const Packed p = Pack(17, cols, pattern, DType::kF32);
+      const NmProblem problem{1,
+                              17,
+                              cols,
+                              static_cast<int64_t>(p.values.size()),
+                              static_cast<int64_t>(p.structure.size()),
+                              DType::kF32,
+                              DType::kF32};
+      int window = -1, steps_per_window = -1;
+      ASSERT_TRUE(InferNmPattern(problem, &window, &steps_per_window));
+      if (window == 0) {
+        EXPECT_LE(p.layout.steps, 8);  // several patterns: only tiny matrices
+      } else {
+        EXPECT_EQ(window, p.layout.window);
+        EXPECT_EQ(steps_per_window, p.layout.steps_per_window);
+      }
+      NmProblem wrong = problem;
+      wrong.structure_bytes += 32;
+      EXPECT_FALSE(InferNmPattern(wrong, &window, &steps_per_window));
+    }
+  }
+}
+
+NmProblem ProblemOf(int64_t x_rows, int64_t rows, int64_t cols, Pattern pattern, DType x,
+                    DType values) {
+  const int window = pattern.m <= 4 ? 4 : pattern.m <= 16 ? 16 : 32;
+  const NmLayout s = NmLayoutOf(rows, cols, window, window / pattern.m * pattern.n, 0, 0);
+  return {x_rows,
+          rows,
+          cols,
+          s.panels * s.steps * kNmPanelRows,
+          kNmHeaderBytes + s.panels * s.words * kNmPanelRows * 4,
+          x,
+          values};
+}
+
+TEST(CudaNmPlan, ChoosesByRowsPatternDtypeAndDevice) {
+  constexpr NmDevice kHopper = {132, 232448}, kAda = {128, 101376};
+  const auto kernel = [&](int64_t x_rows, Pattern pattern, DType x, DType values) {
+    return PlanNmLinear(ProblemOf(x_rows, 8192, 8192, pattern, x, values), kHopper).kernel;
+  };
+  for (const Pattern pattern : kPatterns) {
+    for (const int64_t x_rows : {1, 2, 5, 16}) {
+      EXPECT_EQ(kernel(x_rows, pattern, DType::kF32, DType::kI8), NmKernel::kDecode);
+    }
+    const bool sparse = pattern.n * 2 == pattern.m && pattern.m <= 4;
+    EXPECT_EQ(kernel(17, pattern, DType::kBF16, DType::kBF16),
+              sparse ? NmKernel::kSparseMma : NmKernel::kDenseMma);
+    EXPECT_EQ(kernel(4096, pattern, DType::kF16, DType::kF16),
+              sparse ? NmKernel::kSparseMma : NmKernel::kDenseMma);
+    EXPECT_EQ(kernel(17, pattern, DType::kF16, DType::kI8), NmKernel::kDenseMma);
+    // Rounding values to the dtype of x would lose what fp32 holds.
+    EXPECT_EQ(kernel(17, pattern, DType::kBF16, DType::kF32), NmKernel::kFma);
+    EXPECT_EQ(kernel(17, pattern, DType::kBF16, DType::kF16), NmKernel::kFma);
+    EXPECT_EQ(kernel(17, pattern, DType::kF32, DType::kBF16), NmKernel::kFma);
+  }
+  const auto tile = [](int64_t x_rows, int64_t rows, NmDevice device) {
+    return PlanNmLinear(ProblemOf(x_rows, rows, 4096, {2, 4}, DType::kBF16, DType::kBF16), device)
+        .features;
+  };
+  EXPECT_EQ(tile(4096, 4096, kHopper), 256);
+  EXPECT_EQ(tile(4096, 4096, kAda), 128);    // the large tile's stages do not fit
+  EXPECT_EQ(tile(256, 4096, kHopper), 128);  // too few large tiles for the device
+  EXPECT_LE(SparseSharedBytes(128, 64), 99 * 1024);
+  EXPECT_LE(SparseSharedBytes(256, 128), 163 * 1024);
+}
+
+TEST(CudaNmPlan, DecodeFillsTheDeviceAndBoundsItsParts) {
+  for (const int64_t rows : {1, 300, 8192, 200000}) {
+    for (const int64_t cols : {16, 700, 8192, 28672, 1 << 20}) {
+      for (const int64_t x_rows : {1, 2, 3, 7, 16}) {
+        const NmPlan plan = PlanNmLinear(
+            ProblemOf(x_rows, rows, cols, {2, 4}, DType::kF32, DType::kBF16), {132, 232448});
+        if (plan.window == 0) continue;
+        ASSERT_EQ(plan.kernel, NmKernel::kDecode);
+        EXPECT_GE(plan.parts, 1);
+        EXPECT_LE(plan.parts, kNmMaxParts);
+        EXPECT_LE(plan.parts, NmDivideUp(cols, kDecodeSplitCols));
+        EXPECT_LE(plan.rows_of_x, kNmDecodeRowsAtOnce);
+      }
+    }
+  }
+  EXPECT_EQ(
+      PlanNmLinear(ProblemOf(1, 8192, 28672, {2, 4}, DType::kBF16, DType::kBF16), {132, 232448})
+          .parts,
+      9);
+}
+
+TEST(CudaNmIndex, ReciprocalDividesExactly) {
+  for (const int window : {4, 16, 32}) {
+    for (int per_window = 1; per_window < window; ++per_window) {
+      const uint32_t reciprocal = NmReciprocal(per_window);
+      const uint64_t steps = static_cast<uint64_t>(kDecodeFloats / window * per_window);
+      ASSERT_LT(steps * reciprocal, uint64_t{1} << 32);
+      for (int j = 0; j < static_cast<int>(steps); ++j) {
+        ASSERT_EQ(NmWindowOf(j, reciprocal), j / per_window) << per_window;
+      }
+    }
+  }
+}
+
+TEST(CudaNmIndex, TilesAreEachTakenOnce) {
+  for (const int64_t features : {1, 7, 8, 9, 33}) {
+    for (const int64_t tokens : {1, 2, 13}) {
+      std::set<std::pair<int64_t, int64_t>> seen;
+      for (int64_t b = 0; b < features * tokens; ++b) {
+        const NmTile t = TileOfBlock(b, features, tokens);
+        EXPECT_TRUE(t.feature >= 0 && t.feature < features && t.token >= 0 && t.token < tokens);
+        seen.insert({t.feature, t.token});
+      }
+      EXPECT_EQ(static_cast<int64_t>(seen.size()), features * tokens);
+    }
+  }
+}
+
+TEST(CudaNmIndex, AnyBitsNameAColumnOfTheWindow) {
+  for (const int window : {4, 16, 32}) {
+    for (const uint32_t word : {0xffffffffu, 0xdeadbeefu, 0x80000001u}) {
+      for (int i = 0; i < 32 / NmFieldBits(window); ++i) {
+        EXPECT_LT(NmColumn(word, i, window), window);
+        EXPECT_GE(NmColumn(word, i, window), 0);
+      }
+    }
+  }
+}
+
+TEST(CudaNmIndex, DecodeLooksUpXWithoutBankConflicts) {
+  // At 2:4 the threads of a warp, at one step of their runs, meet windows of together 32 columns.
+  for (const int bytes : {2, 4}) {
+    std::set<int> steps, banks;
+    for (int lane = 0; lane < 32; ++lane) steps.insert(DecodeFirstStep(lane, bytes));
+    std::set<int> windows;
+    for (const int step : steps) windows.insert(step / 2);
+    EXPECT_LE(windows.size() * 4, 32u);
+    for (const int window : windows) {
+      for (int i = 0; i < 4; ++i) EXPECT_TRUE(banks.insert((window * 4 + i) % 32).second);
+    }
+  }
+}
+
+// --- shared memory ------------------------------------------------------------------------------
+
+// The banks, of 16 bytes, that eight addresses of one 8x8 matrix meet: all eight, or ldmatrix
+// waits.
+template <typename Offset>
+void ExpectNoConflict(Offset offset) {
+  for (int matrix = 0; matrix < 4; ++matrix) {
+    std::set<int> banks;
+    for (int lane = matrix * 8; lane < matrix * 8 + 8; ++lane) {
+      EXPECT_EQ(offset(lane) % 16, 0);
+      banks.insert(offset(lane) / 16 % 8);
+    }
+    EXPECT_EQ(banks.size(), 8u);
+  }
+}
+
+TEST(CudaNmTiles, OffsetsAreAPermutationWithoutBankConflicts) {
+  std::set<int> values, rows, words;
+  for (int panel = 0; panel < 3; ++panel) {
+    for (int step = 0; step < kTileSteps; ++step) {
+      for (int half = 0; half < 2; ++half) values.insert(ValueOffset(panel, step, half));
+    }
+  }
+  EXPECT_EQ(values.size(), size_t{3 * kTileSteps * 2});
+  EXPECT_EQ(*values.rbegin(), 3 * kPanelTileBytes - 16);
+  for (int row = 0; row < 24; ++row) {
+    for (int chunk = 0; chunk < 8; ++chunk) rows.insert(RowOffset(row, chunk));
+  }
+  EXPECT_EQ(rows.size(), size_t{24 * 8});
+  EXPECT_EQ(*rows.rbegin(), 24 * 128 - 16);
+  for (int panel = 0; panel < 8; ++panel) {
+    for (int word = 0; word < 2; ++word) {
+      for (int lane = 0; lane < 16; ++lane) words.insert(WordOffset(8, panel, word, lane));
+    }
+  }
+  EXPECT_EQ(words.size(), size_t{8 * 2 * 16});
+  EXPECT_EQ(*words.rbegin(), 8 * 2 * 16 * 4 - 4);
+
+  for (int part = 0; part < 2; ++part) {
+    ExpectNoConflict([part](int lane) {
+      const ValueAddress at = SparseAOfLane(lane);
+      return ValueOffset(1, part * 16 + at.step, at.half);
+    });
+    ExpectNoConflict([part](int lane) {
+      const RowAddress at = SparseBOfLane(lane);
+      return RowOffset(8 + at.row, part * 4 + at.chunk);
+    });
+  }
+  for (int q = 0; q < 4; ++q) {
+    ExpectNoConflict([q](int lane) {
+      const RowAddress at = DenseAOfLane(lane);
+      return RowOffset(16 + at.row, q * 2 + at.chunk);
+    });
+    ExpectNoConflict([q](int lane) {
+      const RowAddress at = DenseBOfLane(lane);
+      return RowOffset(16 + at.row, q * 2 + at.chunk);
+    });
+  }
+  // A result's 32 floats, one register of a warp, in 32 banks.
+  for (const int features : {128, 256}) {
+    std::set<int> banks;
+    for (int lane = 0; lane < 32; ++lane) {
+      banks.insert((ResultToken(lane, 0) * SparseResultStride(features) + ResultFeature(lane, 0)) %
+                   32);
+    }
+    EXPECT_EQ(banks.size(), 32u);
+  }
+}
+
+// --- the instructions, as the PTX ISA defines them
+// ------------------------------------------------
+
+using Half = uint16_t;  // 16 bits that hold a small integer as bfloat16
+struct Register {
+  Half half[2];
+};
+struct Warp {
+  Register r[32][4];
+};
+
+// ldmatrix.m8n8.x4: matrix i from the eight rows that lanes 8 i .. 8 i + 7 address. Lane l gets
+// elements 2 (l % 4) and the next of row l / 4, or with .trans of column l / 4.
+template <typename Offset>
+Warp LoadMatrices(const std::vector<uint8_t>& shared, Offset offset, bool transposed) {
+  Warp out;
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      for (int h = 0; h < 2; ++h) {
+        const int pair = 2 * (lane % 4) + h, other = lane / 4;
+        const int row = transposed ? pair : other, col = transposed ? other : pair;
+        const auto at = static_cast<size_t>(offset(8 * i + row) + 2 * col);
+        EXPECT_LE(at + 2, shared.size());
+        std::memcpy(&out.r[lane][i].half[h], shared.data() + at, 2);
+      }
+    }
+  }
+  return out;
+}
+
+// mma.sp::ordered_metadata.m16n8k32 with 16-bit elements, d[lane][4].
+void MmaSparse(float (&d)[32][4], const Warp& a, const Warp& b, const uint32_t (&metadata)[32],
+               int selector) {
+  float dense_a[16][32] = {}, dense_b[32][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const int group = lane / 4, thread = lane % 4;
+    for (int r = 0; r < 4; ++r) {
+      for (int h = 0; h < 2; ++h) {
+        // A: registers 0 and 2 are row `group`, 1 and 3 the row eight below; 2 and 3 the upper half
+        // of the sixteen stored columns.
+        const int row = group + 8 * (r & 1), stored = 2 * thread + h + 8 * (r >> 1);
+        // Two stored columns are a group of four. Its four bits of metadata are in the lane of the
+        // selected pair that has its sixteen columns, rows 8 to 15 in the upper half.
+        const uint32_t word = metadata[4 * (row % 8) + 2 * selector + stored / 8];
+        const uint32_t code = (word >> (16 * (row / 8) + 4 * (stored / 2 % 4))) & 15u;
+        EXPECT_LT(code & 3u, code >> 2) << "ordered metadata";
+        const int column = stored / 2 * 4 + static_cast<int>(h == 0 ? code & 3u : code >> 2);
+        dense_a[row][column] += F32FromBF16(a.r[lane][r].half[h]);
+        dense_b[2 * thread + h + 8 * r][group] = F32FromBF16(b.r[lane][r].half[h]);
+      }
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      for (int k = 0; k < 32; ++k) {
+        d[lane][i] += dense_a[lane / 4 + 8 * (i >> 1)][k] * dense_b[k][2 * (lane % 4) + (i & 1)];
+      }
+    }
+  }
+}
+
+// mma.m16n8k16 with 16-bit elements; b0 and b1 name the registers of `b` that are the operand's.
+void Mma(float (&d)[32][4], const Warp& a, const Warp& b, int b0, int b1) {
+  float dense_a[16][16], dense_b[16][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int h = 0; h < 2; ++h) {
+      const int group = lane / 4, pair = 2 * (lane % 4) + h;
+      for (int r = 0; r < 4; ++r) {
+        dense_a[group + 8 * (r & 1)][pair + 8 * (r >> 1)] = F32FromBF16(a.r[lane][r].half[h]);
+      }
+      dense_b[pair][group] = F32FromBF16(b.r[lane][b0].half[h]);
+      dense_b[pair + 8][group] = F32FromBF16(b.r[lane][b1].half[h]);
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      for (int k = 0; k < 16; ++k) {
+        d[lane][i] += dense_a[lane / 4 + 8 * (i >> 1)][k] * dense_b[k][2 * (lane % 4) + (i & 1)];
+      }
+    }
+  }
+}
+
+// Rows of x of a tile of 64 columns in shared memory, as CopyRowsOfX leaves them; x beyond its
+// columns is zero there.
+void FillX(const std::vector<float>& x, int64_t x_rows, int64_t cols, int64_t first_row,
+           int64_t first_col, int rows, int at, std::vector<uint8_t>* shared) {
+  for (int row = 0; row < rows; ++row) {
+    for (int col = 0; col < kTileCols; ++col) {
+      const int64_t m = first_row + row, k = first_col + col;
+      const bool there = m < x_rows && k < cols;
+      const Half v = BF16FromF32(there ? x[static_cast<size_t>(m * cols + k)] : 0.0f);
+      std::memcpy(shared->data() + at + RowOffset(row, col / 8) + col % 8 * 2, &v, 2);
+    }
+  }
+}
+
+// --- the kernels' walks
+// ---------------------------------------------------------------------------
+
+using Shape = std::tuple<int64_t, int64_t, int64_t>;  // x_rows, rows, cols
+
+class CudaNmSparse : public ::testing::TestWithParam<std::tuple<Shape, int, int>> {};
+
+// SparseMmaKernel, both tiles.
+TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
+  const auto [shape, m, tile_index] = GetParam();
+  const auto [x_rows, rows, cols] = shape;
+  const SparseTile tile = kSparseTiles[tile_index];
+  const Packed p = Pack(rows, cols, {m / 2, m}, DType::kBF16);
+  const NmLayout& s = p.layout;
+  ASSERT_EQ(s.window, 4);
+  ASSERT_EQ(s.steps_per_window, 2);
+  const std::vector<float> x = SmallIntegers(x_rows * cols, 7);
+  std::vector<float> y(static_cast<size_t>(x_rows * rows), -1.0f);
+
+  const int panels = tile.features / kNmPanelRows;
+  const int words_at = panels * kPanelTileBytes, x_at = words_at + panels * 2 * kNmPanelRows * 4;
+  const int64_t feature_tiles = NmDivideUp(rows, tile.features);
+  const int64_t token_tiles = NmDivideUp(x_rows, tile.rows_of_x);
+  for (int64_t block = 0; block < feature_tiles * token_tiles; ++block) {
+    const NmTile at = TileOfBlock(block, feature_tiles, token_tiles);
+    std::vector<float> result(static_cast<size_t>(tile.features * tile.rows_of_x), 0.0f);
+    for (int64_t k = 0; k < NmDivideUp(cols, kTileCols); ++k) {
+      std::vector<uint8_t> shared(
+          static_cast<size_t>(SparseStageBytes(tile.features, tile.rows_of_x)), 0xee);
+      for (int c = 0; c < panels * kTileSteps * 2; ++c) {
+        const int panel = c / (kTileSteps * 2), step = c / 2 % kTileSteps, half = c % 2;
+        const int64_t pp = at.feature * panels + panel, j = k * kTileSteps + step;
+        uint8_t* to = shared.data() + ValueOffset(panel, step, half);
+        std::memset(to, 0, 16);
+        if (pp >= s.panels || j >= s.steps) continue;
+        const auto from = static_cast<size_t>(((pp * s.steps + j) * kNmPanelRows + half * 8) * 2);
+        ASSERT_LE(from + 16, p.values.bytes.size());
+        std::memcpy(to, p.values.bytes.data() + from, 16);
+      }
+      for (int c = 0; c < panels * 8; ++c) {
+        const int panel = c / 8, word = c / 4 % 2, first = c % 4 * 4;
+        const int64_t pp = at.feature * panels + panel, q = k * 2 + word;
+        for (int lane = first; lane < first + 4; ++lane) {
+          const uint32_t w = pp < s.panels && q < s.words ? WordAt(p, pp, q, lane) : 0;
+          std::memcpy(shared.data() + words_at + WordOffset(panels, panel, word, lane), &w, 4);
+        }
+      }
+      FillX(x, x_rows, cols, at.token * tile.rows_of_x, k * kTileCols, tile.rows_of_x, x_at,
+            &shared);
+
+      for (int half = 0; half < 2; ++half) {
+        for (int pair = 0; pair < panels; pair += 2) {
+          uint32_t metadata[32];
+          for (int lane = 0; lane < 32; ++lane) {
+            uint32_t word[2];
+            const int from =
+                words_at + WordOffset(panels, pair + MetadataPanel(lane), half, lane / 4);
+            std::memcpy(&word[0], shared.data() + from, 4);
+            std::memcpy(&word[1], shared.data() + from + 32, 4);
+            metadata[lane] = OrderedMetadata(Metadata(word[0], word[1], lane));
+          }
+          for (int selector = 0; selector < 2; ++selector) {
+            const int panel = pair + selector;
+            const Warp a = LoadMatrices(
+                shared,
+                [&](int lane) {
+                  const ValueAddress v = SparseAOfLane(lane);
+                  return ValueOffset(panel, half * 16 + v.step, v.half);
+                },
+                true);
+            for (int token = 0; token < tile.rows_of_x; token += 8) {
+              const Warp b = LoadMatrices(
+                  shared,
+                  [&](int lane) {
+                    const RowAddress r = SparseBOfLane(lane);
+                    return x_at + RowOffset(token + r.row, half * 4 + r.chunk);
+                  },
+                  false);
+              float d[32][4] = {};
+              MmaSparse(d, a, b, metadata, selector);
+              for (int lane = 0; lane < 32; ++lane) {
+                for (int i = 0; i < 4; ++i) {
+                  const int n = panel * kNmPanelRows + ResultFeature(lane, i);
+                  result[static_cast<size_t>((token + ResultToken(lane, i)) * tile.features + n)] +=
+                      d[lane][i];
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+    for (int token = 0; token < tile.rows_of_x; ++token) {
+      for (int feature = 0; feature < tile.features; ++feature) {
+        const int64_t row = at.token * tile.rows_of_x + token;
+        const int64_t n = at.feature * tile.features + feature;
+        if (row >= x_rows || n >= rows) continue;
+        y[static_cast<size_t>(row * rows + n)] =
+            result[static_cast<size_t>(token * tile.features + feature)];
+      }
+    }
+  }
+  EXPECT_EQ(y, Expected(p, x, x_rows));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, CudaNmSparse,
+    ::testing::Combine(::testing::Values(Shape{64, 128, 64}, Shape{17, 40, 130}, Shape{70, 150, 37},
+                                         Shape{5, 17, 201}),
+                       ::testing::Values(2, 4), ::testing::Values(0, 1)));
+
+class CudaNmPattern : public ::testing::TestWithParam<Pattern> {};
+
+// DenseMmaKernel: expansion, fragments; one block of threads at a time.
+TEST_P(CudaNmPattern, ExpandedTilesMultiplyToTheProduct) {
+  constexpr int kTile = kDenseTile.features;
+  for (const auto& [x_rows, rows, cols] : {Shape{20, 40, 150}, Shape{130, 16, 33}}) {
+    const Packed p = Pack(rows, cols, GetParam(), DType::kBF16);
+    const NmLayout& s = p.layout;
+    const std::vector<float> x = SmallIntegers(x_rows * cols, 3);
+    std::vector<float> y(static_cast<size_t>(x_rows * rows), 0.0f);
+    const int tile_steps = kTileCols / s.window * s.steps_per_window;
+    const int fields = 32 / s.field_bits;
+    for (int64_t first_row = 0; first_row < x_rows; first_row += kTile) {
+      for (int64_t k = 0; k < NmDivideUp(cols, kTileCols); ++k) {
+        std::vector<uint8_t> shared(2 * kTile * kTileCols * 2, 0);
+        const int x_at = kTile * kTileCols * 2;
+        for (int panel = 0; panel < kTile / kNmPanelRows && panel < s.panels; ++panel) {
+          const int64_t begin = k * tile_steps;
+          const auto count = static_cast<int>(std::min<int64_t>(s.steps - begin, tile_steps));
+          const int offset = static_cast<int>(begin & (fields - 1));
+          for (int j = 0; j < count; ++j) {
+            for (int lane = 0; lane < kNmPanelRows; ++lane) {
+              const uint32_t word = WordAt(p, panel, begin / fields + (offset + j) / fields, lane);
+              const int column = NmWindowOf(j, NmReciprocal(s.steps_per_window)) * s.window +
+                                 NmColumn(word, (offset + j) & (fields - 1), s.window);
+              ASSERT_LT(column, kTileCols);
+              const auto from =
+                  static_cast<size_t>(((panel * s.steps + begin + j) * kNmPanelRows + lane) * 2);
+              std::memcpy(shared.data() + RowOffset(panel * kNmPanelRows + lane, column / 8) +
+                              column % 8 * 2,
+                          p.values.bytes.data() + from, 2);
+            }
+          }
+        }
+        FillX(x, x_rows, cols, first_row, k * kTileCols, kTile, x_at, &shared);
+        for (int q = 0; q < kTileCols / 16; ++q) {
+          for (int feature = 0; feature < kTile && feature < rows; feature += 16) {
+            const Warp a = LoadMatrices(
+                shared,
+                [&](int lane) {
+                  const RowAddress r = DenseAOfLane(lane);
+                  return RowOffset(feature + r.row, q * 2 + r.chunk);
+                },
+                false);
+            for (int token = 0; token < kTile; token += 16) {
+              const Warp b = LoadMatrices(
+                  shared,
+                  [&](int lane) {
+                    const RowAddress r = DenseBOfLane(lane);
+                    return x_at + RowOffset(token + r.row, q * 2 + r.chunk);
+                  },
+                  false);
+              for (int j = 0; j < 2; ++j) {
+                float d[32][4] = {};
+                Mma(d, a, b, 2 * j, 2 * j + 1);
+                for (int lane = 0; lane < 32; ++lane) {
+                  for (int i = 0; i < 4; ++i) {
+                    const int64_t m = first_row + token + 8 * j + ResultToken(lane, i);
+                    const int64_t n = feature + ResultFeature(lane, i);
+                    if (m < x_rows && n < rows) y[static_cast<size_t>(m * rows + n)] += d[lane][i];
+                  }
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+    EXPECT_EQ(y, Expected(p, x, x_rows));
+  }
+}
+
+// DecodeKernel: every thread's walk, for each size of a value, several splits of the columns.
+TEST_P(CudaNmPattern, DecodeWalksEachKeptWeightOnce) {
+  constexpr int64_t kRows = 35, kCols = 1300;
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kI8}) {
+    const Packed p = Pack(kRows, kCols, GetParam(), dtype);
+    const NmLayout& s = p.layout;
+    const std::vector<float> x = SmallIntegers(kCols, 5);
+    const auto bytes = static_cast<int>(SizeOf(dtype));
+    const int rows = DecodeRows(bytes), fields = 32 / s.field_bits;
+    for (const int parts : {1, 2, 3}) {
+      for (const int chunk : {kDecodeFloats, kDecodeFloats / 8}) {
+        std::vector<float> y(kRows, 0.0f);
+        for (int part = 0; part < parts; ++part) {
+          const NmColumns columns = DecodePart(kCols, part, parts);
+          for (int64_t first = columns.begin; first < columns.end; first += chunk) {
+            const int64_t width = std::min<int64_t>(columns.end - first, chunk);
+            const int64_t begin = first / s.window * s.steps_per_window;
+            const int64_t end = (first + width) / s.window * s.steps_per_window;
+            ASSERT_EQ(begin * s.field_bits % 32, 0) << "a part begins with a word";
+            const auto count = static_cast<int>(std::min(end, s.steps) - begin);
+            for (int64_t panel = 0; panel < s.panels; ++panel) {
+              for (int lane = 0; lane < 32; ++lane) {
+                const int row = DecodeFirstRow(lane, bytes);
+                ASSERT_LE(row + rows, kNmPanelRows);
+                for (int j = DecodeFirstStep(lane, bytes); j < count; j += DecodeStride(bytes)) {
+                  for (int u = 0; u < DecodeRun(bytes) && j + u < count; ++u) {
+                    ASSERT_EQ(j / fields, (j + u) / fields) << "a run shares its words";
+                    for (int r = 0; r < rows; ++r) {
+                      const uint32_t word = WordAt(p, panel, begin / fields + j / fields, row + r);
+                      const int column =
+                          NmWindowOf(j + u, NmReciprocal(s.steps_per_window)) * s.window +
+                          NmColumn(word, (j + u) & (fields - 1), s.window);
+                      ASSERT_LT(column, width);
+                      const int64_t k = first + column;
+                      const auto at = static_cast<size_t>(
+                          (panel * s.steps + begin + j + u) * kNmPanelRows + row + r);
+                      const int64_t n = panel * kNmPanelRows + row + r;
+                      const float in = k < kCols ? x[static_cast<size_t>(k)] : 0.0f;
+                      if (n < kRows) {
+                        y[static_cast<size_t>(n)] += static_cast<float>(p.values[at]) * in;
+                      }
+                    }
+                  }
+                }
+              }
+            }
+          }
+        }
+        EXPECT_EQ(y, Expected(p, x, 1)) << Name(dtype) << ", " << parts << " parts";
+      }
+    }
+  }
+}
+
+// FmaKernel's expansion of tiles of 32 columns rebuilds the matrix.
+TEST_P(CudaNmPattern, TilesOf32ColumnsRebuildTheMatrix) {
+  const Packed p = Pack(40, 150, GetParam(), DType::kF32);
+  const NmLayout& s = p.layout;
+  const int tile_steps = 32 / s.window * s.steps_per_window, fields = 32 / s.field_bits;
+  std::vector<float> dense(p.dense.size(), 0.0f);
+  for (int64_t panel = 0; panel < s.panels; ++panel) {
+    for (int64_t k = 0; k < NmDivideUp(p.cols, 32); ++k) {
+      for (int j = 0; j < tile_steps && k * tile_steps + j < s.steps; ++j) {
+        const int64_t step = k * tile_steps + j;
+        for (int row = 0; row < kNmPanelRows; ++row) {
+          const uint32_t word = WordAt(p, panel, step / fields, row);
+          const int column = NmWindowOf(j, NmReciprocal(s.steps_per_window)) * s.window +
+                             NmColumn(word, static_cast<int>(step % fields), s.window);
+          ASSERT_LT(column, 32);
+          const int64_t n = panel * kNmPanelRows + row, c = k * 32 + column;
+          if (n >= p.rows || c >= p.cols) continue;
+          const auto at = static_cast<size_t>((panel * s.steps + step) * kNmPanelRows + row);
+          dense[static_cast<size_t>(n * p.cols + c)] += static_cast<float>(p.values[at]);
+        }
+      }
+    }
+  }
+  EXPECT_EQ(dense, p.dense);
+}
+
+INSTANTIATE_TEST_SUITE_P(Patterns, CudaNmPattern, ::testing::ValuesIn(kPatterns));
+
+TEST(CudaNmMetadata, ZerosBecomeColumnsZeroAndOne) {
+  EXPECT_EQ(OrderedMetadata(0), 0x44444444u);
+  EXPECT_EQ(OrderedMetadata(0x0e0400c9u), 0x4e4444c9u);
+  for (const uint32_t whole : {0x44444444u, 0xeeeeeeeeu, 0x489cde4eu}) {
+    EXPECT_EQ(OrderedMetadata(whole), whole);
+  }
+}
+
+}  // namespace
+}  // namespace sparsekern::cuda
