@@ -2,6 +2,7 @@
 #include "sparsekern/nm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <limits>
 #include <string>
@@ -52,6 +53,15 @@ uint64_t StructureBytes(const NmStructure& s) {
 
 // --- packing ------------------------------------------------------------------------------------
 
+// Bit i: byte i of eight is not 0. The product moves the lowest bit of each byte to the top byte.
+__attribute__((always_inline)) inline uint32_t NonzeroBytes(const uint8_t* p) {
+  auto bytes = ReadAt<uint64_t>(p);
+  bytes |= bytes >> 4;
+  bytes |= bytes >> 2;
+  bytes |= bytes >> 1;
+  return static_cast<uint32_t>((bytes & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+}
+
 // Bit i: column i of a group is kept. `count` columns exist. Elements are bit patterns: zero is
 // "no bit but the sign".
 template <typename T, T kMagnitude>
@@ -59,7 +69,9 @@ __attribute__((always_inline)) inline uint32_t KeptBits(const T* w, const uint8_
                                                         int count) {
   uint32_t bits = 0;
   if (mask != nullptr) {
-    for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>(mask[i] != 0) << i;
+    int i = 0;
+    for (; i + 8 <= count; i += 8) bits |= NonzeroBytes(mask + i) << i;
+    for (; i < count; ++i) bits |= static_cast<uint32_t>(mask[i] != 0) << i;
   } else {
     for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>((w[i] & kMagnitude) != 0) << i;
   }
@@ -72,8 +84,8 @@ class Source {
   Source(const void* dense, const uint8_t* mask, const NmStructure& layout)
       : dense_(static_cast<const T*>(dense)), mask_(mask), s_(layout) {}
 
-  Status CheckGroups() const {
-    for (int64_t row = 0; row < s_.rows; ++row) {
+  Status CheckGroups(int64_t begin, int64_t end) const {
+    for (int64_t row = begin; row < end; ++row) {
       for (int64_t k = 0; k < s_.cols; k += kM) {
         const int kept = std::popcount(Bits(row, k));
         if (kept > s_.n) {
@@ -86,10 +98,10 @@ class Source {
     return Status::Ok();
   }
 
-  // Row by row: the dense input is read once, in order. Stretches of columns that keep the output
-  // of sixteen rows in the first-level cache gained nothing.
-  void Fill(void* values, uint8_t* words) const {
-    for (int64_t row = 0; row < s_.panels * kNmLanes; ++row) {
+  // Panels begin to end, row by row: the dense input is read once, in order. Stretches of columns
+  // that keep the output of sixteen rows in the first-level cache gained nothing.
+  void Fill(void* values, uint8_t* words, int64_t begin, int64_t end) const {
+    for (int64_t row = begin * kNmLanes; row < end * kNmLanes; ++row) {
       const int64_t panel = row / kNmLanes;
       const int64_t lane = row % kNmLanes;
       FillRow(row, static_cast<T*>(values) + panel * s_.steps * kNmLanes + lane,
@@ -313,7 +325,7 @@ Status ValidateNm(const void* structure, size_t structure_bytes, const void* val
 }
 
 Status NmPacker::Plan(const void* dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
-                      const uint8_t* mask) {
+                      const uint8_t* mask, const ParallelFor& parallel_for) {
   SPARSEKERN_RETURN_IF_ERROR(CheckExtents("nm", rows, cols));
   SPARSEKERN_RETURN_IF_ERROR(CheckPattern("nm:", n, m));
   if (!IsValid(dtype)) return Status::InvalidType("nm: dense has an unknown dtype");
@@ -325,9 +337,19 @@ Status NmPacker::Plan(const void* dense, DType dtype, int64_t rows, int64_t cols
     return Status::OutOfMemory("nm: a matrix of " + Text(rows) + " x " + Text(cols) +
                                " must fit into the address space");
   }
-  Status status;
-  WithSource(dtype, dense, mask, s, [&](const auto& source) { status = source.CheckGroups(); });
-  SPARSEKERN_RETURN_IF_ERROR(status);
+  std::atomic<bool> sound{true};
+  WithSource(dtype, dense, mask, s, [&](const auto& source) {
+    ForEachRange(parallel_for, s.panels, [&](int64_t begin, int64_t end) {
+      const int64_t last = std::min(end * kNmLanes, rows);
+      if (!source.CheckGroups(begin * kNmLanes, last).ok()) sound.store(false);
+    });
+  });
+  if (!sound.load()) {  // once more, for the first of them
+    Status status;
+    WithSource(dtype, dense, mask, s,
+               [&](const auto& source) { status = source.CheckGroups(0, rows); });
+    return status;
+  }
   dense_ = dense;
   mask_ = mask;
   dtype_ = dtype;
@@ -337,7 +359,7 @@ Status NmPacker::Plan(const void* dense, DType dtype, int64_t rows, int64_t cols
 
 size_t NmPacker::structure_bytes() const { return static_cast<size_t>(StructureBytes(layout_)); }
 
-void NmPacker::Fill(void* values, void* structure) const {
+void NmPacker::Fill(void* values, void* structure, const ParallelFor& parallel_for) const {
   uint8_t* base = static_cast<uint8_t*>(structure);
   std::memset(base, 0, kAlign);
   std::memcpy(base, kMagic, 4);
@@ -347,8 +369,11 @@ void NmPacker::Fill(void* values, void* structure) const {
   WriteAt<uint32_t>(base + 24, static_cast<uint32_t>(layout_.n));
   WriteAt<uint32_t>(base + 28, static_cast<uint32_t>(layout_.m));
   WriteAt<int64_t>(base + 32, layout_.steps);
-  WithSource(dtype_, dense_, mask_, layout_,
-             [&](const auto& source) { source.Fill(values, base + kAlign); });
+  WithSource(dtype_, dense_, mask_, layout_, [&](const auto& source) {
+    ForEachRange(parallel_for, layout_.panels, [&](int64_t begin, int64_t end) {
+      source.Fill(values, base + kAlign, begin, end);
+    });
+  });
 }
 
 void UnpackNm(const NmStructure& s, const void* values, DType dtype, void* dense) {

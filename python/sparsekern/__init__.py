@@ -13,7 +13,7 @@ from sparsekern._core import __version__
 
 _library.load()  # what follows needs the operators
 
-from sparsekern import _autograd_nm, autograd, distill, nn, ops  # noqa: E402, F401
+from sparsekern import _autograd_nm, autograd, distill, nn, ops, training  # noqa: E402, F401
 from sparsekern._hf import load_pretrained  # noqa: E402
 from sparsekern.checkpoint import (  # noqa: E402
     CheckpointError,
@@ -51,4 +51,5 @@ __all__ = [
     "prune_",
     "report",
     "save_file",
+    "training",
 ]

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "sparsekern/dtype.h"
+#include "sparsekern/parallel.h"
 #include "sparsekern/status.h"
 
 namespace sparsekern {
@@ -54,11 +55,11 @@ class NmPacker {
   // its lowest other columns: as dense holds them, or with a mask as zero. One that keeps more is
   // refused with kInvalidValue.
   Status Plan(const void* dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
-              const uint8_t* mask);
+              const uint8_t* mask, const ParallelFor& parallel_for = Serial());
   int64_t value_count() const { return layout_.value_count(); }
   size_t structure_bytes() const;
   // values: value_count() elements of the dense dtype; structure: structure_bytes().
-  void Fill(void* values, void* structure) const;
+  void Fill(void* values, void* structure, const ParallelFor& parallel_for = Serial()) const;
 
  private:
   const void* dense_ = nullptr;
