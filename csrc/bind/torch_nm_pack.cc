@@ -29,16 +29,15 @@ std::tuple<Tensor, Tensor> NmPackOp(const Tensor& w, const Tensor& mask, int64_t
     Fail(Status::InvalidValue("nm_pack: n and m must be at most 32, got " + std::to_string(n) +
                               " and " + std::to_string(m)));
   }
-  const Tensor dense = w.is_contiguous() ? w : torch::stable::contiguous(w);
   const Tensor kept = mask.is_contiguous() ? mask : torch::stable::contiguous(mask);
   const ParallelFor parallel_for = TorchParallelFor();
   NmPacker packer;
-  ThrowIfError(packer.Plan(dense.const_data_ptr(), dtype, w.size(0), w.size(1), static_cast<int>(n),
-                           static_cast<int>(m), static_cast<const uint8_t*>(kept.const_data_ptr()),
-                           parallel_for));
+  ThrowIfError(packer.Plan(NmDense{w.const_data_ptr(), w.stride(0), w.stride(1)}, dtype, w.size(0),
+                           w.size(1), static_cast<int>(n), static_cast<int>(m),
+                           static_cast<const uint8_t*>(kept.const_data_ptr()), parallel_for));
   Tensor values = Empty({packer.value_count()}, dtype);
-  Tensor structure = torch::stable::new_empty(
-      dense, {static_cast<int64_t>(packer.structure_bytes())}, ScalarType::Byte);
+  Tensor structure = torch::stable::new_empty(w, {static_cast<int64_t>(packer.structure_bytes())},
+                                              ScalarType::Byte);
   packer.Fill(values.mutable_data_ptr(), structure.mutable_data_ptr(), parallel_for);
   return {values, structure};
 }

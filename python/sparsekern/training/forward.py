@@ -134,7 +134,7 @@ def soft_threshold(w: Tensor, mask: Tensor, dim: int, m: int) -> Tensor:
     dropped = torch.where(mask, 0.0, magnitude).movedim(dim, -1)
     length = dropped.shape[-1]
     padded = torch.nn.functional.pad(dropped, (0, -length % m))
-    groups = padded.reshape(*padded.shape[:-1], -1, m)
+    groups = padded.reshape(*padded.shape[:-1], padded.shape[-1] // m, m)
     tau = groups.amax(-1, keepdim=True).expand(groups.shape).flatten(-2)[..., :length]
     less = (magnitude - tau.movedim(-1, dim)).clamp_min(0.0)
     return torch.where(mask, w.sign() * less, 0.0)

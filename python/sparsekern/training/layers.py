@@ -152,12 +152,11 @@ class NMTrainingLayer(nn.Module):
             return forward.effective(weight, self.mask, 1, self._pattern.m, self.beta, self.scale)
         return torch.where(self.mask, weight, 0.0)
 
-    def _effective(self) -> Tensor:
-        """The forward weight under autograd; with `Hard` the weight, that is yet to be masked."""
-        assert self._pattern is not None
+    def _effective(self, *, masked: bool) -> Tensor:
+        """The forward weight under autograd; with `Hard` and not `masked` W, yet to be masked."""
         weight, recipe = self.weight, self.recipe
         effective: Tensor = weight
-        if self._fades or not isinstance(recipe.forward, Hard):
+        if masked or not isinstance(recipe.forward, Hard):
             effective = self._of_mask(weight, self.mask, 1)
         return recipe.gradient.connect(weight, effective, self.mask)
 
@@ -166,12 +165,12 @@ class NMTrainingLayer(nn.Module):
         forward = self.recipe.forward
         return forward.effective(weight, mask, dim, self._pattern.m, self.beta, self.scale)
 
-    def _own_back(self) -> Tensor | None:
-        """The weight of the gradient of x where that has a mask of its own; not yet masked."""
+    def _own_back(self, *, masked: bool) -> Tensor | None:
+        """The weight of the gradient of x where that has a mask of its own; see `_effective`."""
         if self.recipe.input_gradient != "own" or self.mask_back is None:
             return None
         weight = self.weight.detach()
-        if not self._fades and isinstance(self.recipe.forward, Hard):
+        if isinstance(self.recipe.forward, Hard) and not masked:
             return weight
         return self._of_mask(weight, self.mask_back.transpose(0, 1), 0)
 
@@ -268,7 +267,7 @@ class NMTrainingLinear(NMTrainingLayer, nn.Linear):
         mask = w_back = mask_back = None
         w: Tensor = self.weight
         if pattern is not None:
-            w, w_back = self._effective(), self._own_back()
+            w, w_back = self._effective(masked=False), self._own_back(masked=False)
             if not self._fades:
                 mask, mask_back = self.mask, self.mask_back
         x, w, w_back, bias = _autocast(x, w, w_back, bias)
@@ -347,14 +346,15 @@ class NMTrainingConv2d(NMTrainingLayer, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x [batch, in_channels, height, width]."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"NMTrainingConv2d: x must be [batch, {self.in_channels}, height, width], got "
+                f"{list(x.shape)}"
+            )
         w: Tensor = self.weight
         w_back, bias = None, self.bias
         if self._pattern is not None:
-            w, w_back = self._effective(), self._own_back()
-            if not self._fades:
-                w = torch.where(self.mask, w, 0.0)
-                if self.mask_back is not None and w_back is not None:
-                    w_back = torch.where(self.mask_back.transpose(0, 1), w_back, 0.0)
+            w, w_back = self._effective(masked=True), self._own_back(masked=True)
         x, w, w_back, bias = _autocast(x, w, w_back, bias)
         assert not isinstance(self.padding, str)
         return masked_conv2d(

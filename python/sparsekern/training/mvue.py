@@ -81,7 +81,7 @@ def mvue(
     moved = a.detach().movedim(dim, -1).float()
     length = moved.shape[-1]
     padded = torch.nn.functional.pad(moved, (0, -length % m))
-    groups = padded.reshape(*padded.shape[:-1], -1, m)
+    groups = padded.reshape(*padded.shape[:-1], padded.shape[-1] // m, m)
     # In units of the group's largest: nothing overflows, and what is denormal becomes 0.
     largest = groups.abs().amax(-1, keepdim=True)
     share = groups.abs() / torch.where(largest > 0, largest, 1.0)
