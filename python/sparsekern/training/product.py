@@ -49,11 +49,12 @@ def _nm_pack_fake(w: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, Tens
 def kernel_pays(pattern: NM, x_rows: int, dtype: torch.dtype) -> bool:
     """Whether packing W and multiplying by the kernel is faster than a dense product.
 
-    Measured on AVX-512 without bfloat16 instructions, packing included: docs/training.md.
+    Packing costs the same whatever the rows of x, so it takes some to pay for it. Measured on
+    AVX-512 without bfloat16 instructions; docs/training.md has the reasons.
     """
     if dtype == torch.float32:
-        return x_rows >= 128 and 4 * pattern.n <= pattern.m
-    return x_rows >= 128 and not _fast_bfloat16()
+        return x_rows >= 512 and 4 * pattern.n <= pattern.m
+    return x_rows >= 64 and not _fast_bfloat16()
 
 
 def _fast_bfloat16() -> bool:
