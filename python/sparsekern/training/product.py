@@ -18,32 +18,8 @@ from .mvue import MVUE
 __all__ = ["kernel_pays", "masked_conv2d", "masked_linear"]
 
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_PANEL = 16  # rows of W that the format holds together
-_HEADER = 64  # bytes before the indices
 
 _nm_pack = torch.ops.sparsekern.nm_pack.default
-
-
-@ops.register_fake("nm_pack")
-def _nm_pack_fake(w: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
-    if w.dtype not in _KERNEL_DTYPES or mask.dtype != torch.bool:
-        raise TypeError(
-            f"nm_pack: w must be float32, bfloat16 or float16 and mask bool, got {w.dtype} and "
-            f"{mask.dtype}"
-        )
-    if w.dim() != 2 or w.shape != mask.shape:
-        raise ValueError(
-            f"nm_pack: w and mask must be [rows, cols], both the same, got {list(w.shape)} and "
-            f"{list(mask.shape)}"
-        )
-    rows, cols = w.shape
-    window = 4 if m <= 4 else 16 if m <= 16 else 32
-    field_bits = 2 if m <= 4 else 4 if m <= 16 else 8
-    steps = -(-cols // window) * (window // m) * n
-    words = -(-steps * field_bits // 32)
-    panels = -(-rows // _PANEL)
-    values = w.new_empty((panels * steps * _PANEL,))
-    return values, w.new_empty((_HEADER + panels * words * _PANEL * 4,), dtype=torch.uint8)
 
 
 def kernel_pays(pattern: NM, x_rows: int, dtype: torch.dtype) -> bool:
