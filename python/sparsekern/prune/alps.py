@@ -3,9 +3,9 @@
 
 Meng et al. 2024, "ALPS: Improved Optimization for Highly Sparse One-Shot Pruning for Large Language
 Models", arXiv:2406.07831. ||X W^T - X W0^T||^2 is minimized over the weights that a pattern allows:
-ADMM (eq. 4, algorithm 1) with a rising penalty settles the mask, then conjugate gradients fit the
-kept weights to it (algorithm 2). All in units in which each input has norm 1 (section 3.1), so that
-magnitudes compare across columns and the gradients are preconditioned by the diagonal.
+ADMM with a rising penalty settles the mask, then conjugate gradients fit the kept weights to it.
+All in units in which each input has norm 1, so that magnitudes compare across columns and the
+gradients are preconditioned by the diagonal.
 """
 
 from __future__ import annotations

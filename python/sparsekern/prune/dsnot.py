@@ -2,7 +2,7 @@
 """DSnoT: improve a mask by swaps, without training and without changing kept weights.
 
 Zhang et al. 2024, "Dynamic Sparse No Training: Training-Free Fine-tuning for Sparse LLMs",
-arXiv:2310.08915, section 3.2. The mean output error of a row is e = sum of W_j E[X_j] over its
+arXiv:2310.08915. The mean output error of a row is e = sum of W_j E[X_j] over its
 pruned weights. Growing a pruned weight of the sign of e takes W_j E[X_j] from it; pruning another
 of the same group keeps the counts.
 """

@@ -27,7 +27,7 @@ def ria(weight: Tensor, column_norms: Tensor) -> Tensor:
     """(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * ||X_j||_2^0.5, [out, in].
 
     Zhang et al. 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
-    Models", ICLR, eq. 5 and 6 (a = 0.5): a weight counts by its share of its column and row, so
+    Models", ICLR (with their a = 0.5): a weight counts by its share of its column and row, so
     that no channel loses all. From weight [out, in] and norms [in]. A row or column of zeros
     scores 0, and what is NaN or infinite is left out of the sums.
     """

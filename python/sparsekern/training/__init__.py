@@ -24,9 +24,12 @@ resuming needs. A `Recipe` is made of
 * when: `refresh`, `fixed_after`, `frames` (`Frames`, `stepwise_frames`, `geometric_frames`,
   `cubic_frames`).
 
+CAST, whose forward pass is dense, is apart from these: `cast_`, `AdamS`, `finish_cast_`.
+
 ``docs/training.md`` says which of them make the recipes of which papers.
 """
 
+from .cast import AdamS, WeightScale, cast_, distillation_loss, finish_cast_
 from .forward import Decaying, Forward, Hard, SoftThreshold
 from .gradient import SRSTE, ChainRule, GradientRule, Masked, StraightThrough
 from .layers import NMTrainingConv2d, NMTrainingLayer, NMTrainingLinear
@@ -38,6 +41,7 @@ from .schedule import Frames, cubic_frames, geometric_frames, stepwise_frames
 __all__ = [
     "MVUE",
     "SRSTE",
+    "AdamS",
     "ChainRule",
     "Decaying",
     "Forward",
@@ -52,8 +56,12 @@ __all__ = [
     "SoftThreshold",
     "StraightThrough",
     "Training",
+    "WeightScale",
+    "cast_",
     "cubic_frames",
+    "distillation_loss",
     "finish_",
+    "finish_cast_",
     "geometric_frames",
     "mvue",
     "prepare_",
