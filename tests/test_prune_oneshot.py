@@ -252,6 +252,23 @@ def test_dsnot_gives_dead_rows_and_inputs_nothing():
     assert torch.equal(mask[:, 4:8], start[4:8].expand(6, 4))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"sequential": True}, {"scope": "global"}, {"allocation": "sensitivity"}, {"scope": "layer"}],
+)
+def test_dsnot_keeps_the_counts_that_were_chosen(options):
+    x = correlated(60, 16, 17)
+    masks = []
+    for refine in (None, "dsnot"):
+        net = nn.Sequential(seeded(12, 16, 13), nn.ReLU(), seeded(6, 12, 14))
+        options = {"score": "magnitude", "refine": refine, "calibration": [x], **options}
+        masks.append(prune_(net, Unstructured(0.5), **options).masks)
+        options.pop("refine")
+    for name, mask in masks[0].items():
+        assert torch.equal(mask.sum(dim=1), masks[1][name].sum(dim=1))
+    assert any(not torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 
