@@ -47,11 +47,9 @@ def plan() -> list[Cell]:
         add(hard, ["1:16"], [seed], LONG)
         add(["dense"], ["dense"], [seed], LONG)
     add(["BDWP", "SR-STE 2e-4"], ["2:4", "2:8"], [0, 1, 2], SHORT)
-    cast = ["CAST 0.001", "CAST 0.01", "CAST 0.001, distilled", "CAST 0.01, distilled"]
-    plain = [name for name in RETRAIN if name not in cast]
-    add(cast + plain, ["2:4"], [0], LONG)
+    add(RETRAIN, ["2:4"], [0], LONG)
     add(ONE_SHOT, ONE_SHOT_PATTERNS, [0, 1], LONG)
-    add(cast + plain, ["2:4"], [1], LONG)
+    add(RETRAIN, ["2:4"], [1], LONG)
     add(["dense"], ["dense"], [0, 1], SHORT)
     add([*SCRATCH, "prune at end"], PATTERNS, [0, 1], SHORT)
     for seed in (0, 1, 2):
@@ -59,7 +57,7 @@ def plan() -> list[Cell]:
         add([*SCRATCH, "prune at end", *RETRAIN], PATTERNS, [seed], SHORT, "digits")
     add(["dense"], ["dense"], [2], LONG)
     add(ONE_SHOT, ONE_SHOT_PATTERNS, [2], LONG)
-    add(cast + plain, ["2:4"], [2], LONG)
+    add(RETRAIN, ["2:4"], [2], LONG)
     add(hard, ["1:16"], [2], LONG)
     add(["MdGf linear chain", "SdGf geometric", "STE"], ["1:16"], [0, 1], LONG)
     add(hard, ["2:4", "1:8"], [0, 1], LONG)

@@ -86,7 +86,8 @@ ONE_SHOT = {
     "one-shot SparseGPT": {"score": "sparsegpt"},
     "one-shot ALPS": {"score": "alps"},
 }
-CAST_DECAYS = (1e-3, 1e-2)
+CAST_DECAYS = (1e-3, 1e-2, 1e-1)
+CAST = tuple(f"CAST {decay:g}" for decay in CAST_DECAYS)
 RETRAIN = (
     "retrain ASP",
     "retrain ASP, distilled",
@@ -94,8 +95,8 @@ RETRAIN = (
     "retrain SR-STE 2e-3",
     "retrain SR-STE 2e-4, distilled",
     "retrain SR-STE 2e-3, distilled",
-    *(f"CAST {decay:g}" for decay in CAST_DECAYS),
-    *(f"CAST {decay:g}, distilled" for decay in CAST_DECAYS),
+    *CAST,
+    *(f"{name}, distilled" for name in CAST),
 )
 RECIPES = ("dense", "prune at end", *SCRATCH, *RETRAIN, *ONE_SHOT)
 FROM_DENSE = ("prune at end", *RETRAIN, *ONE_SHOT)
