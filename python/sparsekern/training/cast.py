@@ -9,7 +9,7 @@
         distillation_loss(model(x), expected, targets).backward()
         optimizer.step()
         optimizer.zero_grad()
-    finish_cast_(model)                                 # dense layers with zeros
+    finish_cast_(model, optimizer)                      # dense layers with zeros
 
 Huang et al. 2025, "CAST: Continuous and Differentiable Semi-Structured Sparsity-Aware Training for
 Large Language Models", arXiv:2509.25996, algorithm 1. It starts from a trained model. There is no
