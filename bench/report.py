@@ -55,6 +55,7 @@ _TITLES = {
     "pack": "Packing, 1 thread",
     "nm": "N:M linear layers; decode in bf16 with cold weights, batches in fp32",
     "nm_mask": "N:M masks (N of M are kept), fp32",
+    "nm_training": "A training step of a transformer block with N:M weights, fp32",
     "overhead": "Cost of a call, 1 thread",
     "cpp": "From C++",
 }

@@ -28,6 +28,7 @@ PROGRAMS = {
     "isa": "bench_isa.py",
     "pack": "bench_pack.py",
     "nm_mask": "bench_nm_mask.py",
+    "nm_training": "bench_nm_training.py",
     "overhead": "bench_overhead.py",
     "cpp": "cpp_records.py",
     "model": "model_records.py",

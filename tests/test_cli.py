@@ -169,6 +169,22 @@ def test_prune_to_n_of_every_m(bert: Path, tmp_path: Path):
     assert ((groups != 0).sum(1) == 1).all()
 
 
+def test_prune_with_alps_and_with_dsnot(bert: Path, text: Path, tmp_path: Path):
+    options = ("--pattern", "2:4", "--calibration", text, "--tokens", 16, "--include", "*query")
+    weights = {}
+    for name, method in {
+        "wanda": ("--score", "wanda"),
+        "dsnot": ("--score", "wanda", "--refine", "dsnot"),
+        "ria": ("--score", "ria"),
+        "alps": ("--score", "alps"),
+    }.items():
+        assert "NM(2:4)" in run("prune", bert, "-o", tmp_path / name, *options, *method)
+        layer = load_pretrained(tmp_path / name).bert.encoder.layer[0].attention.self.query
+        weights[name] = layer.weight.detach()
+        assert ((weights[name].reshape(-1, 4) != 0).sum(1) == 2).all()
+    assert len({str(weight.tolist()) for weight in weights.values()}) == 4
+
+
 def test_bench_of_a_dense_and_of_a_converted_directory(pruned: Path, converted: Path):
     options = ("--tokens", 8, "--seconds", 0)
     assert "whole model" in run("bench", pruned, *options)
@@ -418,6 +434,8 @@ def test_wrong_options(bert: Path, text: Path, tmp_path: Path):
     assert "sparsity must be in [0, 1]" in prune("--sparsity", 1.5)
     assert "calibration must be given" in prune("--score", "wanda")
     assert "score must be one of" in prune("--score", "luck")
+    assert "calibration must be given" in prune("--refine", "dsnot")
+    assert "refine must be None with score='alps'" in prune("--score", "alps", "--refine", "dsnot")
     assert "must exist" in prune("--score", "wanda", "--calibration", tmp_path / "none")
     assert "must be at most 64" in prune("--score", "wanda", "--calibration", text)
     assert "must match" in prune("--include", "nothing*")

@@ -30,6 +30,7 @@ PUBLIC = {
     "prune_",
     "report",
     "save_file",
+    "training",
 }
 HEAVY = ("transformers", "sentence_transformers", "matplotlib", "rich", "typer", "scipy", "pandas")
 

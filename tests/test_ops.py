@@ -245,7 +245,15 @@ def samples() -> dict[str, list[tuple]]:
     w = sk.NMTensor.from_dense(activations((21, 34)), 2, 4, strict=False)
     pair = (activations((5, 21)).requires_grad_(), activations((5, 34)).requires_grad_())
     nm_sddmm = [(*pair, w.structure, w.values.numel())]
+    dense = activations((21, 34))
+    kept = [sk.ops.nm_mask(dense, n, m) for n, m in ((2, 4), (1, 16), (3, 32))]
+    nm_pack = [
+        (dense, kept[0], 2, 4),
+        (dense.t().contiguous().t(), kept[1], 1, 16),
+        (dense.bfloat16(), kept[2], 3, 32),
+    ]
     return {
+        "nm_pack": nm_pack,
         "nm_linear": nm_linear,
         "nm_linear_transposed": nm_down,
         "nm_sddmm": nm_sddmm,

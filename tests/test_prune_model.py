@@ -292,7 +292,8 @@ def _reparametrized() -> nn.Module:
         (None, {1: None}, {}, TypeError, "prune_: patterns keys must be strings, got int"),
         ("model", Unstructured(0.5), {}, TypeError, "prune_: model must be an nn.Module, got str"),
         (None, Unstructured(0.5), {"score": "l1"}, ValueError,
-         "prune_: score must be one of ('magnitude', 'wanda', 'sparsegpt'), got 'l1'"),
+         "prune_: score must be one of ('magnitude', 'wanda', 'ria', 'sparsegpt', 'alps'), got "
+         "'l1'"),
         (None, Unstructured(0.5), {"scope": "x"}, ValueError,
          "prune_: scope must be one of ('layer', 'row', 'global'), got 'x'"),
         (None, Unstructured(0.5), {"allocation": "x"}, ValueError,

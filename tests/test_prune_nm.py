@@ -200,12 +200,47 @@ def test_prune_refuses_to_choose_ratios(options, text):
     assert torch.equal(net[3].weight, before)
 
 
-def test_gradual_pruning_refuses():
+def test_gradual_pruning_takes_one_of_m_at_a_time():
+    """The schedule to .75 in 6 linear steps: 0, .125, .25, .375, .5, .625, .75 of 4 columns."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 8))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    schedule = GradualSchedule(0.0, 0.75, 0, 6, 1, power=1.0)
+    patterns = {"0": NM(1, 4), "2": NM(2, 4)}
+    pruner = GradualPruner(net, patterns, schedule, optimizer)
+    assert (net[0].weight != 0).all()  # 4:4
+    previous: dict[str, torch.Tensor] = {}
+    x = torch.randn(20, 10, generator=torch.Generator().manual_seed(1))
+    # Pruned of four, halves to even: .5 -> 0, 1, 1.5 -> 2, 2, 2.5 -> 2, 3; and a third less.
+    for first, second in ((0, 0), (1, 1), (2, 1), (2, 1), (2, 2), (3, 2)):
+        net(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        result = pruner.step()
+        assert result is not None
+        kept = {"0": 4 - first, "2": 4 - second}
+        for name, n in kept.items():
+            found = counts(net.get_submodule(name).weight != 0, 4)
+            inputs = net.get_submodule(name).in_features
+            assert (found[:, : inputs // 4] == n).all()
+            assert (found[:, inputs // 4 :] == min(n, inputs % 4)).all()
+            if name in previous:
+                assert not (result.masks[name] & ~previous[name]).any()
+        previous = result.masks
+    assert [layer.pattern for layer in result.layers] == ["NM(1:4)", "NM(2:4)"]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"scope": "global"}, "scope must be 'layer' or 'row' with NM(2:4), whose sparsity is "),
+        ({"allocation": "erk"}, "allocation must be 'uniform' with NM(2:4), whose sparsity is "),
+    ],
+)
+def test_gradual_pruning_refuses_to_choose_ratios(options, text):
     net = model()
-    schedule = GradualSchedule(0.0, 0.5, 0, 10, 2)
+    schedule = GradualSchedule(0.0, 0.5, 2, 10, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="GradualPruner") as caught:
-        GradualPruner(net, NM(2, 4), schedule, torch.optim.SGD(net.parameters(), lr=0.1))
-    assert str(caught.value) == (
-        "GradualPruner: patterns must have a sparsity that can rise, got NM(2:4) for layer '0'; "
-        "prune_ once and train under a MaskKeeper"
-    )
+        GradualPruner(net, NM(2, 4), schedule, optimizer, **options)
+    assert str(caught.value).startswith("GradualPruner: " + text)

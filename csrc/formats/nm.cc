@@ -2,6 +2,7 @@
 #include "sparsekern/nm.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <limits>
 #include <string>
@@ -52,16 +53,29 @@ uint64_t StructureBytes(const NmStructure& s) {
 
 // --- packing ------------------------------------------------------------------------------------
 
+// Bit i: byte i of eight is not 0. The product moves the lowest bit of each byte to the top byte.
+__attribute__((always_inline)) inline uint32_t NonzeroBytes(const uint8_t* p) {
+  auto bytes = ReadAt<uint64_t>(p);
+  bytes |= bytes >> 4;
+  bytes |= bytes >> 2;
+  bytes |= bytes >> 1;
+  return static_cast<uint32_t>((bytes & 0x0101010101010101u) * 0x0102040810204080u >> 56);
+}
+
 // Bit i: column i of a group is kept. `count` columns exist. Elements are bit patterns: zero is
 // "no bit but the sign".
 template <typename T, T kMagnitude>
-__attribute__((always_inline)) inline uint32_t KeptBits(const T* w, const uint8_t* mask,
-                                                        int count) {
+__attribute__((always_inline)) inline uint32_t KeptBits(const T* w, int64_t stride,
+                                                        const uint8_t* mask, int count) {
   uint32_t bits = 0;
   if (mask != nullptr) {
-    for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>(mask[i] != 0) << i;
+    int i = 0;
+    for (; i + 8 <= count; i += 8) bits |= NonzeroBytes(mask + i) << i;
+    for (; i < count; ++i) bits |= static_cast<uint32_t>(mask[i] != 0) << i;
   } else {
-    for (int i = 0; i < count; ++i) bits |= static_cast<uint32_t>((w[i] & kMagnitude) != 0) << i;
+    for (int i = 0; i < count; ++i) {
+      bits |= static_cast<uint32_t>((w[i * stride] & kMagnitude) != 0) << i;
+    }
   }
   return bits;
 }
@@ -69,31 +83,36 @@ __attribute__((always_inline)) inline uint32_t KeptBits(const T* w, const uint8_
 template <typename T, T kMagnitude, int kM>
 class Source {
  public:
-  Source(const void* dense, const uint8_t* mask, const NmStructure& layout)
-      : dense_(static_cast<const T*>(dense)), mask_(mask), s_(layout) {}
+  Source(const NmDense& dense, const uint8_t* mask, const NmStructure& layout)
+      : dense_(static_cast<const T*>(dense.data)),
+        row_stride_(dense.row_stride),
+        col_stride_(dense.col_stride),
+        mask_(mask),
+        s_(layout) {}
 
-  Status CheckGroups() const {
-    for (int64_t row = 0; row < s_.rows; ++row) {
+  Status CheckGroups(int64_t begin, int64_t end) const {
+    for (int64_t row = begin; row < end; ++row) {
       for (int64_t k = 0; k < s_.cols; k += kM) {
-        const int kept = std::popcount(Bits(row, k));
-        if (kept > s_.n) {
+        const uint32_t bits = Bits(row, k);
+        if (WithoutLowest(bits, s_.n) != 0) {
           return Status::InvalidValue("nm: row " + Text(row) + ", columns " + Text(k) + " to " +
                                       Text(std::min(k + kM, s_.cols) - 1) + " must keep at most " +
-                                      Text(s_.n) + " of " + Text(kM) + ", got " + Text(kept));
+                                      Text(s_.n) + " of " + Text(kM) + ", got " +
+                                      Text(std::popcount(bits)));
         }
       }
     }
     return Status::Ok();
   }
 
-  // Row by row: the dense input is read once, in order. Stretches of columns that keep the output
-  // of sixteen rows in the first-level cache gained nothing.
-  void Fill(void* values, uint8_t* words) const {
-    for (int64_t row = 0; row < s_.panels * kNmLanes; ++row) {
-      const int64_t panel = row / kNmLanes;
-      const int64_t lane = row % kNmLanes;
-      FillRow(row, static_cast<T*>(values) + panel * s_.steps * kNmLanes + lane,
-              words + (panel * s_.words * kNmLanes + lane) * 4);
+  // Panels begin to end. The sixteen rows of a panel advance together, stretch by stretch, so that
+  // a line of the first-level cache is read to its end before the next row needs its place: rows
+  // are often a power of two apart and meet in one set. Down the columns a line is that of all
+  // sixteen rows, and the stretch is a group.
+  void Fill(void* values, uint8_t* words, int64_t begin, int64_t end) const {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      FillPanel(panel, static_cast<T*>(values) + panel * s_.steps * kNmLanes,
+                words + panel * s_.words * kNmLanes * 4);
     }
   }
 
@@ -101,25 +120,70 @@ class Source {
   // Constants for the compiler: a division by a variable for each group took a third of the time.
   static constexpr int kWindow = WindowOf(kM);
   static constexpr int kFieldBits = FieldBitsOf(kM);
+  static constexpr int64_t kStretch = 64;  // columns: whole windows and whole lines
+  static constexpr int64_t kAhead = 32;    // columns
 
-  __attribute__((always_inline)) uint32_t Bits(int64_t row, int64_t k) const {
-    const int64_t at = row * s_.cols + k;
-    const uint8_t* mask = mask_ != nullptr ? mask_ + at : nullptr;
-    if (k + kM <= s_.cols) {  // a trip count that the compiler knows
-      return KeptBits<T, kMagnitude>(dense_ + at, mask, kM);
-    }
-    return KeptBits<T, kMagnitude>(dense_ + at, mask, static_cast<int>(s_.cols - k));
+  // popcount is a loop where the processor's instruction may not be used.
+  __attribute__((always_inline)) static uint32_t WithoutLowest(uint32_t bits, int count) {
+    for (; count > 0 && bits != 0; --count) bits &= bits - 1;
+    return bits;
   }
 
-  // Every slot of the row and every bit of its words: the buffers need not be cleared before.
-  void FillRow(int64_t row, T* values, uint8_t* words) const {
+  __attribute__((always_inline)) const T* At(int64_t row, int64_t k) const {
+    return dense_ + row * row_stride_ + k * col_stride_;
+  }
+
+  __attribute__((always_inline)) uint32_t Bits(int64_t row, int64_t k) const {
+    const uint8_t* mask = mask_ != nullptr ? mask_ + row * s_.cols + k : nullptr;
+    if (k + kM <= s_.cols) {  // a trip count that the compiler knows
+      return KeptBits<T, kMagnitude>(At(row, k), col_stride_, mask, kM);
+    }
+    return KeptBits<T, kMagnitude>(At(row, k), col_stride_, mask, static_cast<int>(s_.cols - k));
+  }
+
+  // Every slot of the panel and every bit of its words: the buffers need not be cleared before.
+  void FillPanel(int64_t panel, T* values, uint8_t* words) const {
     const int n = s_.n;
-    const bool exists = row < s_.rows;
     const int64_t end = CeilDiv(s_.cols, kWindow) * kWindow;
+    const int64_t stretch = col_stride_ == 1 ? kStretch : kM;
+    uint32_t open[kNmLanes] = {};  // the words that are not full yet, one a row
+    int shift = 0;                 // bits that they hold
+    for (int64_t k = 0; k < end; k += stretch) {
+      const int64_t until = std::min(k + stretch, end);
+      if (col_stride_ != 1) PrefetchColumns(panel * kNmLanes, k + kAhead);
+      Cursor last;
+      for (int lane = 0; lane < kNmLanes; ++lane) {
+        last = Cursor{values + lane, words + lane * 4, open[lane], shift};
+        FillGroups(panel * kNmLanes + lane, k, until, n, &last);
+        open[lane] = last.word;
+      }
+      values = last.values - (kNmLanes - 1);
+      words = last.words - (kNmLanes - 1) * 4;
+      shift = last.shift;
+    }
+    if (shift == 0) return;
+    for (int lane = 0; lane < kNmLanes; ++lane) WriteAt<uint32_t>(words + lane * 4, open[lane]);
+  }
+
+  // Down the columns each line is far from the one before: the processor does not foresee it.
+  __attribute__((always_inline)) void PrefetchColumns(int64_t row, int64_t k) const {
+    for (int64_t i = k; i < std::min(k + kM, s_.cols); ++i) __builtin_prefetch(At(row, i));
+  }
+
+  // Where a row of a panel is written next.
+  struct Cursor {
+    T* values = nullptr;
+    uint8_t* words = nullptr;
     uint32_t word = 0;
     int shift = 0;
-    for (int64_t k = 0; k < end; k += kM) {
-      const bool stored = exists && k < s_.cols;
+  };
+
+  // The groups of a row that begin in [k, until).
+  __attribute__((always_inline)) void FillGroups(int64_t row, int64_t k, int64_t until, int n,
+                                                 Cursor* cursor) const {
+    Cursor at = *cursor;
+    for (; k < until; k += kM) {
+      const bool stored = row < s_.rows && k < s_.cols;
       const uint32_t kept = stored ? Bits(row, k) : 0;
       // What may be copied: with a mask only the mask, so that what it leaves out is stored as 0.
       uint32_t copied = kept;
@@ -127,34 +191,38 @@ class Source {
         copied = s_.cols - k >= kM ? ~uint32_t{0} : (uint32_t{1} << (s_.cols - k)) - 1;
       }
       uint32_t bits = kept;
-      for (int more = n - std::popcount(kept); more > 0; --more) bits |= bits + 1;  // the lowest 0
+      if (WithoutLowest(bits, n - 1) == 0) {  // fewer than n: the lowest others too
+        for (int more = n - std::popcount(kept); more > 0; --more) bits |= bits + 1;
+      }
       const auto group = static_cast<uint32_t>(k % kWindow);
-      const T* w = dense_ + (stored ? row * s_.cols + k : 0);
+      const T* w = stored ? At(row, k) : nullptr;
       for (int j = 0; j < n; ++j) {
         const int column = std::countr_zero(bits);
         bits &= bits - 1;
-        *values = (copied >> column & 1) != 0 ? w[column] : T{0};
-        values += kNmLanes;
-        word |= (group + static_cast<uint32_t>(column)) << shift;
-        shift += kFieldBits;
-        if (shift == kWordBits) {
-          WriteAt<uint32_t>(words, word);
-          words += kNmLanes * 4;
-          word = 0;
-          shift = 0;
+        *at.values = (copied >> column & 1) != 0 ? w[column * col_stride_] : T{0};
+        at.values += kNmLanes;
+        at.word |= (group + static_cast<uint32_t>(column)) << at.shift;
+        at.shift += kFieldBits;
+        if (at.shift == kWordBits) {
+          WriteAt<uint32_t>(at.words, at.word);
+          at.words += kNmLanes * 4;
+          at.word = 0;
+          at.shift = 0;
         }
       }
     }
-    if (shift != 0) WriteAt<uint32_t>(words, word);
+    *cursor = at;
   }
 
   const T* dense_;
+  int64_t row_stride_;
+  int64_t col_stride_;
   const uint8_t* mask_;
   const NmStructure& s_;
 };
 
 template <typename T, T kMagnitude, typename F>
-void WithM(const void* dense, const uint8_t* mask, const NmStructure& s, F f) {
+void WithM(const NmDense& dense, const uint8_t* mask, const NmStructure& s, F f) {
   switch (s.m) {
     case 2: f(Source<T, kMagnitude, 2>(dense, mask, s)); break;
     case 4: f(Source<T, kMagnitude, 4>(dense, mask, s)); break;
@@ -166,7 +234,7 @@ void WithM(const void* dense, const uint8_t* mask, const NmStructure& s, F f) {
 
 // Calls f with the Source of the right element width and M.
 template <typename F>
-void WithSource(DType dtype, const void* dense, const uint8_t* mask, const NmStructure& s, F f) {
+void WithSource(DType dtype, const NmDense& dense, const uint8_t* mask, const NmStructure& s, F f) {
   switch (dtype) {
     case DType::kF32: WithM<uint32_t, 0x7fffffffu>(dense, mask, s, f); break;
     case DType::kBF16:
@@ -312,8 +380,8 @@ Status ValidateNm(const void* structure, size_t structure_bytes, const void* val
   return status;
 }
 
-Status NmPacker::Plan(const void* dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
-                      const uint8_t* mask) {
+Status NmPacker::Plan(const NmDense& dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
+                      const uint8_t* mask, const ParallelFor& parallel_for) {
   SPARSEKERN_RETURN_IF_ERROR(CheckExtents("nm", rows, cols));
   SPARSEKERN_RETURN_IF_ERROR(CheckPattern("nm:", n, m));
   if (!IsValid(dtype)) return Status::InvalidType("nm: dense has an unknown dtype");
@@ -325,9 +393,19 @@ Status NmPacker::Plan(const void* dense, DType dtype, int64_t rows, int64_t cols
     return Status::OutOfMemory("nm: a matrix of " + Text(rows) + " x " + Text(cols) +
                                " must fit into the address space");
   }
-  Status status;
-  WithSource(dtype, dense, mask, s, [&](const auto& source) { status = source.CheckGroups(); });
-  SPARSEKERN_RETURN_IF_ERROR(status);
+  std::atomic<bool> sound{true};
+  WithSource(dtype, dense, mask, s, [&](const auto& source) {
+    ForEachRange(parallel_for, s.panels, [&](int64_t begin, int64_t end) {
+      const int64_t last = std::min(end * kNmLanes, rows);
+      if (!source.CheckGroups(begin * kNmLanes, last).ok()) sound.store(false);
+    });
+  });
+  if (!sound.load()) {  // once more, for the first of them
+    Status status;
+    WithSource(dtype, dense, mask, s,
+               [&](const auto& source) { status = source.CheckGroups(0, rows); });
+    return status;
+  }
   dense_ = dense;
   mask_ = mask;
   dtype_ = dtype;
@@ -337,7 +415,7 @@ Status NmPacker::Plan(const void* dense, DType dtype, int64_t rows, int64_t cols
 
 size_t NmPacker::structure_bytes() const { return static_cast<size_t>(StructureBytes(layout_)); }
 
-void NmPacker::Fill(void* values, void* structure) const {
+void NmPacker::Fill(void* values, void* structure, const ParallelFor& parallel_for) const {
   uint8_t* base = static_cast<uint8_t*>(structure);
   std::memset(base, 0, kAlign);
   std::memcpy(base, kMagic, 4);
@@ -347,8 +425,11 @@ void NmPacker::Fill(void* values, void* structure) const {
   WriteAt<uint32_t>(base + 24, static_cast<uint32_t>(layout_.n));
   WriteAt<uint32_t>(base + 28, static_cast<uint32_t>(layout_.m));
   WriteAt<int64_t>(base + 32, layout_.steps);
-  WithSource(dtype_, dense_, mask_, layout_,
-             [&](const auto& source) { source.Fill(values, base + kAlign); });
+  WithSource(dtype_, dense_, mask_, layout_, [&](const auto& source) {
+    ForEachRange(parallel_for, layout_.panels, [&](int64_t begin, int64_t end) {
+      source.Fill(values, base + kAlign, begin, end);
+    });
+  });
 }
 
 void UnpackNm(const NmStructure& s, const void* values, DType dtype, void* dense) {

@@ -13,7 +13,15 @@ from sparsekern._core import __version__
 
 _library.load()  # what follows needs the operators
 
-from sparsekern import _autograd_nm, autograd, distill, interop, nn, ops  # noqa: E402, F401
+from sparsekern import (  # noqa: E402
+    _autograd_nm,  # noqa: F401
+    autograd,
+    distill,
+    interop,
+    nn,
+    ops,
+    training,
+)
 from sparsekern._hf import load_pretrained  # noqa: E402
 from sparsekern.checkpoint import (  # noqa: E402
     CheckpointError,
@@ -52,4 +60,5 @@ __all__ = [
     "prune_",
     "report",
     "save_file",
+    "training",
 ]

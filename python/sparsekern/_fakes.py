@@ -146,3 +146,25 @@ def sddmm(operator: str, grad: Tensor, x: Tensor, structure: Tensor, numel: int)
 
 
 register_fake("csr_sddmm")(partial(sddmm, "csr_sddmm"))
+
+
+@register_fake("nm_pack")
+def _nm_pack_fake(w: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
+    if w.dtype not in _X_DTYPES or mask.dtype != torch.bool:
+        raise TypeError(
+            f"nm_pack: w must be float32, bfloat16 or float16 and mask bool, got {w.dtype} and "
+            f"{mask.dtype}"
+        )
+    if w.dim() != 2 or w.shape != mask.shape:
+        raise ValueError(
+            f"nm_pack: w and mask must be [rows, cols], both the same, got {list(w.shape)} and "
+            f"{list(mask.shape)}"
+        )
+    rows, cols = w.shape
+    window = 4 if m <= 4 else 16 if m <= 16 else 32
+    field_bits = 2 if m <= 4 else 4 if m <= 16 else 8
+    steps = -(-cols // window) * (window // m) * n
+    words = -(-steps * field_bits // 32)
+    panels = -(-rows // 16)
+    values = w.new_empty((panels * steps * 16,))
+    return values, w.new_empty((64 + panels * words * 16 * 4,), dtype=torch.uint8)

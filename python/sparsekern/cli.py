@@ -141,9 +141,14 @@ def prune(
         str,
         typer.Option(help="unstructured, block2, block4, or N:M, such as 2:4: keep N of every M."),
     ] = "unstructured",
-    score: Annotated[str, typer.Option(help="magnitude, wanda or sparsegpt.")] = "magnitude",
+    score: Annotated[
+        str, typer.Option(help="magnitude, wanda, ria, sparsegpt or alps.")
+    ] = "magnitude",
+    refine: Annotated[
+        str | None, typer.Option(help="dsnot: swap weights after magnitude, wanda or ria.")
+    ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Text file, for wanda and sparsegpt.")
+        Path | None, typer.Option(help="Text file, for every score but magnitude, and for dsnot.")
     ] = None,
     tokens: Tokens = 128,
     include: Include = None,
@@ -178,7 +183,14 @@ def prune(
         glob.escape(names[id(module)]): chosen for site in sites for module in site.modules
     }
     with _progress() as sink:
-        result = prune_(source.model, patterns, score=score, calibration=batches, progress=sink)
+        result = prune_(
+            source.model,
+            patterns,
+            score=score,
+            refine=refine,
+            calibration=batches,
+            progress=sink,
+        )
     with _cli_models.whole_directory(output) as folder:
         source.save(folder, converted=False)
     typer.echo(str(result))

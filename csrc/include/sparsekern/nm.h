@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "sparsekern/dtype.h"
+#include "sparsekern/parallel.h"
 #include "sparsekern/status.h"
 
 namespace sparsekern {
@@ -42,6 +43,14 @@ Status ParseNmStructure(const void* data, size_t bytes, const char* name, NmStru
 Status ValidateNm(const void* structure, size_t structure_bytes, const void* values,
                   int64_t value_count, DType dtype);
 
+// A dense matrix: element (row, col) is at data[row * row_stride + col * col_stride]; so W^T is W
+// with its strides exchanged.
+struct NmDense {
+  const void* data;
+  int64_t row_stride;
+  int64_t col_stride;
+};
+
 // Packs in two calls, as CsrPacker does:
 //   NmPacker packer;
 //   packer.Plan(...);  allocate value_count() and structure_bytes();  packer.Fill(values,
@@ -54,14 +63,19 @@ class NmPacker {
   // its lowest other columns: as dense holds them, or with a mask as zero. One that keeps more is
   // refused with kInvalidValue.
   Status Plan(const void* dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
-              const uint8_t* mask);
+              const uint8_t* mask) {
+    return Plan(NmDense{dense, cols, 1}, dtype, rows, cols, n, m, mask);
+  }
+  // The same of a matrix with strides, which count elements; `mask` has none.
+  Status Plan(const NmDense& dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
+              const uint8_t* mask, const ParallelFor& parallel_for = Serial());
   int64_t value_count() const { return layout_.value_count(); }
   size_t structure_bytes() const;
   // values: value_count() elements of the dense dtype; structure: structure_bytes().
-  void Fill(void* values, void* structure) const;
+  void Fill(void* values, void* structure, const ParallelFor& parallel_for = Serial()) const;
 
  private:
-  const void* dense_ = nullptr;
+  NmDense dense_ = {};
   const uint8_t* mask_ = nullptr;
   DType dtype_ = DType::kF32;
   NmStructure layout_;

@@ -4,5 +4,14 @@
 from sparsekern.nn._layer import CSRLayer, PackedLayer
 from sparsekern.nn.conv2d import CSRConv2d
 from sparsekern.nn.linear import CSRLinear, NMLinear
+from sparsekern.training.layers import NMTrainingConv2d, NMTrainingLinear
 
-__all__ = ["CSRConv2d", "CSRLayer", "CSRLinear", "NMLinear", "PackedLayer"]
+__all__ = [
+    "CSRConv2d",
+    "CSRLayer",
+    "CSRLinear",
+    "NMLinear",
+    "NMTrainingConv2d",
+    "NMTrainingLinear",
+    "PackedLayer",
+]

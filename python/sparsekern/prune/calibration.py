@@ -67,8 +67,8 @@ def input_columns(module: nn.Module, x: Tensor) -> Iterator[Tensor]:
 class InputStatistics:
     """Accumulates over the inputs x of some layers, in float32 on the layer's device.
 
-    `squares[layer]`: sum of x_j^2, [in] (kind "squares"); `gram[layer]`: X^T X, [in, in] (kind
-    "gram").
+    `total[layer]` holds the sum of x_j^2, [in] (kind "squares"); X^T X, [in, in] (kind "gram"); or
+    the sums of x_j and of x_j^2, [2, in], with the number of samples in `samples` (kind "moments").
     """
 
     def __init__(self, layers: list[Layer], kind: str) -> None:
@@ -76,8 +76,9 @@ class InputStatistics:
         self.total: dict[Layer, Tensor] = {}
         for layer in layers:
             columns = layer.weight.flatten(1).shape[1]
-            shape = (columns, columns) if kind == "gram" else (columns,)
+            shape = {"gram": (columns, columns), "moments": (2, columns)}.get(kind, (columns,))
             self.total[layer] = torch.zeros(shape, device=layer.weight.device)
+        self.samples = dict.fromkeys(layers, 0)
         self._kind = kind
         self._seen: set[Layer] = set()
 
@@ -86,8 +87,11 @@ class InputStatistics:
         self._seen.add(layer)
         total = self.total[layer]
         for rows in input_columns(module, x):
+            self.samples[layer] += rows.shape[0]
             if self._kind == "gram":
                 total.addmm_(rows.t(), rows)
+            elif self._kind == "moments":
+                total += torch.stack((rows.sum(dim=0), rows.square().sum(dim=0)))
             else:
                 total += rows.square().sum(dim=0)
 
@@ -115,7 +119,16 @@ class InputStatistics:
     def column_norms(self, layer: Layer) -> Tensor:
         """||X_j||_2 over all calibration samples, [in]."""
         total = self.total[layer]
-        return (total.diagonal() if self._kind == "gram" else total).sqrt()
+        if self._kind == "gram":
+            total = total.diagonal()
+        elif self._kind == "moments":
+            total = total[1]
+        return total.sqrt()
+
+    def moments(self, layer: Layer) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each input over all samples, [in] each (kind "moments")."""
+        first, second = self.total[layer] / max(self.samples[layer], 1)
+        return first, (second - first.square()).clamp_min(0.0)
 
 
 @contextmanager

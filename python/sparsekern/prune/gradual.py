@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..patterns import Pattern
+from ..patterns import NM, Pattern
 from .layers import Patterns, select_layers
 from .masks import MaskKeeper
-from .oneshot import prune_
+from .oneshot import check_fixed, prune_
 from .result import PruneResult
 
 
@@ -78,18 +78,18 @@ class GradualPruner:
             optimizer.zero_grad()
             pruner.step()
 
-    Weights already pruned are zero and so rank last: once pruned, always pruned.
+    Weights already pruned are zero and so rank last: once pruned, always pruned. An `NM(n, m)`
+    begins at m:m, dense, and keeps one fewer of every m at a time, always as many as come nearest
+    to the schedule, down to n:m.
 
     Args:
-        patterns: as in `prune_`, but `NM`. The largest sparsity among them must equal
-            `schedule.final`; a layer with a smaller one follows the schedule scaled to end at its
-            own.
+        patterns: as in `prune_`. The largest sparsity among them must equal `schedule.final`; a
+            layer with a smaller one follows the schedule scaled to end at its own.
         optimizer: gets a `MaskKeeper` (`self.keeper`).
         scope, allocation: as in `prune_` ("sensitivity" needs calibration and is not offered).
 
     Raises:
-        ValueError: the patterns end elsewhere than the schedule, or hold an `NM`, whose sparsity
-            is fixed; and as in `prune_`.
+        ValueError: the patterns end elsewhere than the schedule; and as in `prune_`.
     """
 
     def __init__(
@@ -107,13 +107,7 @@ class GradualPruner:
                 f"GradualPruner: allocation must be 'uniform' or 'erk', got {allocation!r}"
             )
         layers = select_layers("GradualPruner", model, patterns)
-        for layer in layers:
-            if layer.pattern.group_columns is not None:
-                raise ValueError(
-                    "GradualPruner: patterns must have a sparsity that can rise, got "
-                    f"{layer.pattern.label} for layer {layer.name!r}; prune_ once and train under "
-                    "a MaskKeeper"
-                )
+        check_fixed("GradualPruner", layers, scope, allocation)
         target = max((layer.pattern.sparsity for layer in layers), default=schedule.final)
         if target != schedule.final:
             raise ValueError(
@@ -165,9 +159,18 @@ class GradualPruner:
 
 
 def _scaled(patterns: Patterns, factor: float) -> Patterns:
+    """The patterns at a share of their sparsities; None where an `NM` still keeps all."""
     if isinstance(patterns, Pattern):
-        return patterns.with_sparsity(patterns.sparsity * factor)
+        patterns = {"*": patterns}
     return {
-        glob: None if pattern is None else pattern.with_sparsity(pattern.sparsity * factor)
+        glob: None if pattern is None else _part(pattern, factor)
         for glob, pattern in patterns.items()
     }
+
+
+def _part(pattern: Pattern, factor: float) -> Pattern | None:
+    sparsity = pattern.sparsity * factor
+    if not isinstance(pattern, NM):
+        return pattern.with_sparsity(sparsity)
+    pruned = round(sparsity * pattern.m)
+    return NM(pattern.m - pruned, pattern.m) if pruned else None

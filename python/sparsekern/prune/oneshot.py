@@ -10,14 +10,24 @@ import torch
 from torch import Tensor, nn
 
 from . import allocation as ratios
+from .alps import alps
 from .calibration import Forward, InputStatistics, call_order, feed, repeatable
+from .dsnot import dsnot
 from .layers import Layer, Patterns, select_layers
 from .progress import Progress, ProgressCallback
 from .result import PruneResult, summarize
-from .scores import keep_nonfinite, magnitude, obs_saliency, protect_nonfinite, wanda
+from .scores import keep_nonfinite, magnitude, obs_saliency, protect_nonfinite, ria, wanda
 from .sparsegpt import inverse_factor, inverse_hessian, sparsegpt
 
-_SCORES = ("magnitude", "wanda", "sparsegpt")
+# What each score must know of the inputs.
+_SCORES = {
+    "magnitude": "none",
+    "wanda": "squares",
+    "ria": "squares",
+    "sparsegpt": "gram",
+    "alps": "gram",
+}
+_REFINEMENTS = ("dsnot",)
 _SCOPES = ("layer", "row", "global")
 _ALLOCATIONS = ("uniform", "erk", "sensitivity")
 
@@ -27,6 +37,7 @@ def prune_(
     patterns: Patterns,
     *,
     score: str = "magnitude",
+    refine: str | None = None,
     calibration: Iterable[Any] | None = None,
     scope: str | None = None,
     allocation: str = "uniform",
@@ -50,15 +61,21 @@ def prune_(
         patterns: a `Pattern` for every prunable layer, or an ordered mapping from a glob over
             module names to a `Pattern` or None (leave alone). The first match decides; a layer
             that no glob matches is left alone. Layers of one entry share its budget.
-        score: "magnitude", |W|; "wanda", |W| * ||X_j||_2 (Sun et al. 2024); "sparsegpt", the
-            optimal-brain-surgeon cost, with update of the kept weights (Frantar & Alistarh 2023).
-        calibration: iterable of batches; needed by "wanda", "sparsegpt" and "sensitivity". A
-            tensor is passed as it is, a tuple or list by position, a mapping by keyword (by
-            position to a SentenceTransformer). Batches are not moved between devices. Padding
-            tokens count like any other input, so batches of equal length calibrate best.
+        score: "magnitude", |W|; "wanda", |W| * ||X_j||_2 (Sun et al. 2024); "ria", the share of
+            |W| in its row and column times ||X_j||_2^0.5 (Zhang et al. 2024); "sparsegpt", the
+            optimal-brain-surgeon cost, with update of the kept weights (Frantar & Alistarh 2023);
+            "alps", kept weights and mask found together by ADMM (Meng et al. 2024): slower than
+            "sparsegpt", with less output error.
+        refine: None, or "dsnot": swap kept and pruned weights of a row (of a group of `NM`) while
+            that brings the row's mean output nearer the dense one (Zhang et al. 2024). For
+            "magnitude", "wanda" and "ria", which leave kept weights alone; not for `Block`.
+        calibration: iterable of batches; needed by every score but "magnitude", by `refine` and by
+            "sensitivity". A tensor is passed as it is, a tuple or list by position, a mapping by
+            keyword (by position to a SentenceTransformer). Batches are not moved between devices.
+            Padding tokens count like any other input, so batches of equal length calibrate best.
         scope: what is compared: "layer", "row" (each row, or group of rows, keeps equally many)
-            or "global" (all layers of an entry). None: "row" for "wanda", else "layer". `NM`
-            compares within its groups under "layer" and "row", and refuses "global".
+            or "global" (all layers of an entry). None: "row" for "wanda" and "ria", else "layer".
+            `NM` compares within its groups under "layer" and "row", and refuses "global".
         allocation: "uniform"; "erk" (Evci et al. 2020); "sensitivity" (measured output error, see
             `sparsekern.prune.allocation.equalize`). "global" chooses ratios by itself. `NM`, whose
             ratio is n / m, takes "uniform" only.
@@ -66,7 +83,7 @@ def prune_(
         progress: True writes a line to standard error; or a callable given (done, total, name).
         blocksize: columns per mask decision of "sparsegpt"; with `NM` a decision is per group, and
             this only says how many columns are updated at once.
-        damping: share of the mean diagonal added to the Hessian of "sparsegpt".
+        damping: share of the mean diagonal added to the Hessian of "sparsegpt" and "alps".
         sequential: False: statistics of all layers come from the dense model in one pass (more
             passes only where `hessian_bytes` demands it; then later layers see earlier ones
             pruned). True: one pass per layer in call order, each seeing the pruned layers before
@@ -81,8 +98,15 @@ def prune_(
             that calibration does not reach. All but the last are raised before any change.
     """
     if score not in _SCORES:
-        raise ValueError(f"prune_: score must be one of {_SCORES}, got {score!r}")
-    scope = scope if scope is not None else ("row" if score == "wanda" else "layer")
+        raise ValueError(f"prune_: score must be one of {tuple(_SCORES)}, got {score!r}")
+    if refine is not None and refine not in _REFINEMENTS:
+        raise ValueError(f"prune_: refine must be None or one of {_REFINEMENTS}, got {refine!r}")
+    if refine is not None and _SCORES[score] == "gram":
+        raise ValueError(
+            f"prune_: refine must be None with score={score!r}, which fits the kept weights to "
+            f"its mask, got {refine!r}"
+        )
+    scope = scope if scope is not None else ("row" if score in ("wanda", "ria") else "layer")
     if scope not in _SCOPES:
         raise ValueError(f"prune_: scope must be one of {_SCOPES}, got {scope!r}")
     if allocation not in _ALLOCATIONS:
@@ -100,12 +124,23 @@ def prune_(
             "prune_: calibration must be an iterable of batches, got one "
             f"{type(calibration).__name__}; put it in a list"
         )
-    if calibration is None and (score != "magnitude" or allocation == "sensitivity"):
-        needs = f"score={score!r}" if score != "magnitude" else f"allocation={allocation!r}"
-        raise ValueError(f"prune_: calibration must be given for {needs}, got None")
+    if calibration is None:
+        for needed, by in (
+            (_SCORES[score] != "none", f"score={score!r}"),
+            (refine is not None, f"refine={refine!r}"),
+            (allocation == "sensitivity", f"allocation={allocation!r}"),
+        ):
+            if needed:
+                raise ValueError(f"prune_: calibration must be given for {by}, got None")
     layers = select_layers("prune_", model, patterns)
-    _check_fixed(layers, scope, allocation)
-    run = _Run(model, layers, score, calibration, forward or feed, damping, sequential)
+    check_fixed("prune_", layers, scope, allocation)
+    for layer in layers:
+        if refine is not None and layer.pattern.group_rows > 1:
+            raise ValueError(
+                f"prune_: refine must be None with {layer.pattern.label}, whose rows share a mask "
+                f"(layer {layer.name!r}), got {refine!r}"
+            )
+    run = _Run(model, layers, score, refine, calibration, forward or feed, damping, sequential)
     run.check_memory(hessian_bytes, allocation == "sensitivity")
     with torch.no_grad():
         if scope == "global":
@@ -124,16 +159,18 @@ def prune_(
     return summarize(layers, ordered)
 
 
-def _check_fixed(layers: list[Layer], scope: str, allocation: str) -> None:
+def check_fixed(operator: str, layers: list[Layer], scope: str, allocation: str) -> None:
     """Raise where ratios would be chosen for a pattern that has one already."""
     for layer in layers:
         if layer.pattern.group_columns is None:
             continue
         fixed = f"with {layer.pattern.label}, whose sparsity is fixed (layer {layer.name!r})"
         if scope == "global":
-            raise ValueError(f"prune_: scope must be 'layer' or 'row' {fixed}, got 'global'")
+            raise ValueError(f"{operator}: scope must be 'layer' or 'row' {fixed}, got 'global'")
         if allocation != "uniform":
-            raise ValueError(f"prune_: allocation must be 'uniform' {fixed}, got {allocation!r}")
+            raise ValueError(
+                f"{operator}: allocation must be 'uniform' {fixed}, got {allocation!r}"
+            )
 
 
 class _Run:
@@ -144,6 +181,7 @@ class _Run:
         model: nn.Module,
         layers: list[Layer],
         score: str,
+        refine: str | None,
         calibration: Iterable[Any] | None,
         forward: Forward,
         damping: float,
@@ -152,13 +190,14 @@ class _Run:
         self.model = model
         self.layers = layers
         self.score = score
-        self.kind = {"magnitude": "none", "wanda": "squares", "sparsegpt": "gram"}[score]
+        self.refine = refine
+        self.kind = _SCORES[score] if refine is None else "moments"
         self.batches = () if calibration is None else repeatable(calibration)
         self.forward = forward
         self.damping = damping
         self.sequential = sequential
         self.hessian_bytes = 0
-        self._squares: InputStatistics | None = None
+        self._small: InputStatistics | None = None  # of all layers, where they are no matrices
 
     def check_memory(self, hessian_bytes: int, sensitivity: bool) -> None:
         self.hessian_bytes = hessian_bytes
@@ -179,12 +218,12 @@ class _Run:
                 yield layer, None
             return
         sequential = self.sequential if sequential is None else sequential
-        if kind == "squares" and not sequential:
-            if self._squares is None:
-                self._squares = InputStatistics(self.layers, kind)
-                self._squares.collect(self.model, self.batches, self.forward)
+        if kind != "gram" and not sequential:
+            if self._small is None:
+                self._small = InputStatistics(self.layers, kind)
+                self._small.collect(self.model, self.batches, self.forward)
             for layer in self.layers:
-                yield layer, self._squares
+                yield layer, self._small
             return
         for stage in self._stages(kind, sequential):
             statistics = InputStatistics(stage, kind)
@@ -195,7 +234,7 @@ class _Run:
 
     def _stages(self, kind: str, sequential: bool) -> list[list[Layer]]:
         fits = sum(map(_gram_bytes, self.layers)) <= self.hessian_bytes
-        if not sequential and (kind == "squares" or fits):
+        if not sequential and (kind != "gram" or fits):
             return [self.layers]
         stages: list[list[Layer]] = []
         for group in call_order(self.model, self.layers, self.batches, self.forward):
@@ -213,7 +252,9 @@ class _Run:
         weight = layer.matrix()
         if statistics is None or self.score == "magnitude":
             score = magnitude(weight)
-        elif self.score == "wanda":
+        elif self.score == "ria":
+            score = ria(weight, statistics.column_norms(layer))
+        elif self.score in ("wanda", "alps"):  # what the first projection of ALPS compares
             score = wanda(weight, statistics.column_norms(layer))
         else:
             inverse = inverse_hessian(statistics.total[layer], self.damping, layer.name)
@@ -230,8 +271,18 @@ class _Run:
             factor = inverse_factor(statistics.total[layer], self.damping, layer.name)
             new, mask = sparsegpt(weight, factor, layer.chosen(), scope, blocksize)
             layer.weight.copy_(new.reshape(layer.weight.shape))
+        elif self.score == "alps":
+            assert statistics is not None
+            gram = statistics.total[layer]
+            new, mask = alps(weight, gram, self.damping, layer.chosen(), scope)
+            layer.weight.copy_(new.reshape(layer.weight.shape))
         else:
             mask = layer.mask(self.scores(layer, statistics), scope)
+            if self.refine == "dsnot":
+                assert statistics is not None
+                mean, variance = statistics.moments(layer)
+                norms = statistics.column_norms(layer)
+                mask = dsnot(weight, mask, norms, mean, variance, layer.pattern.group_columns)
             mask = keep_nonfinite(weight, mask, layer.pattern)
             layer.weight.masked_fill_(~mask.reshape(layer.weight.shape), 0.0)
         return mask.reshape(layer.weight.shape)

@@ -23,6 +23,23 @@ def wanda(weight: Tensor, column_norms: Tensor) -> Tensor:
     return weight.abs() * column_norms
 
 
+def ria(weight: Tensor, column_norms: Tensor) -> Tensor:
+    """(|W_ij| / sum_i |W_ij| + |W_ij| / sum_j |W_ij|) * ||X_j||_2^0.5, [out, in].
+
+    Zhang et al. 2024, "Plug-and-Play: An Efficient Post-training Pruning Method for Large Language
+    Models", ICLR (with their a = 0.5): a weight counts by its share of its column and row, so
+    that no channel loses all. From weight [out, in] and norms [in]. A row or column of zeros
+    scores 0, and what is NaN or infinite is left out of the sums.
+    """
+    size = weight.abs()
+    finite = size.masked_fill(~weight.isfinite(), 0.0)
+    share = torch.zeros_like(size)
+    for dim in (0, 1):
+        total = finite.sum(dim=dim, keepdim=True)
+        share += size / total.masked_fill(total == 0.0, 1.0)
+    return share * column_norms.sqrt()
+
+
 def obs_saliency(weight: Tensor, inverse_diagonal: Tensor) -> Tensor:
     """w_ij^2 / [H^-1]_jj, [out, in]: the output error of removing one weight.
 
