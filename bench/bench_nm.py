@@ -24,7 +24,7 @@ from harness import (
 from limits import bandwidth, multiply_adds
 from sparsekern import NMTensor, _core, ops
 from torch import Tensor
-from weights import Chain, Layer, Network, cold_packed, flat, nm_layer
+from weights import Chain, Layer, Network, cold_packed, copies, flat, nm_layer
 
 
 def _kernel(w: NMTensor, x_rows: int) -> str:
@@ -46,6 +46,24 @@ def _decode(layer: Layer, n: int, m: int, x: Tensor, dtype: torch.dtype) -> Cand
         sparsity=1 - n / m,
         tolerance=BF16 if dtype == torch.bfloat16 else FP32,
         details={"kernel": _kernel(w, x.shape[0])},
+    )
+
+
+def _prepacked_bf16(layer: Layer, x: Tensor) -> Candidate:
+    """oneDNN with a weight in the layout of its choice, as a frozen compiled model has it."""
+    w, x_cast = layer.weight.to(torch.bfloat16), x.to(torch.bfloat16)
+    onednn: Any = torch.ops.mkldnn
+    # As many as clones of the plain weight would be.
+    pool = itertools.cycle(
+        [onednn._reorder_linear_weight(w, x.shape[0]) for _ in range(copies(w.nbytes))]
+    )
+    return candidate(
+        "torch prepacked dense bf16",
+        lambda: onednn._linear_pointwise(x_cast, next(pool), None, "none", [], ""),
+        x_cast,
+        w,
+        w.nbytes,
+        tolerance=BF16,
     )
 
 
@@ -81,20 +99,21 @@ def _batch(network: Network, n: int, m: int) -> Candidate:
 def main(options: Options) -> None:
     recorder = Recorder("nm", options.results)
     generator = torch.Generator().manual_seed(1)
-    section = SHAPES["nm"]["decode"]
-    rows, cols = section["rows"], section["cols"]
-    for (n, m), x_rows in itertools.product(section["ratios"], section["x_rows"]):
-        layer = nm_layer(rows, cols, n, m, generator)
-        x = torch.randn(x_rows, cols, generator=generator)
-        cases = [
-            *(_decode(layer, n, m, x, d) for d in (torch.bfloat16, torch.float32, torch.int8)),
-            *(torch_dense(layer, x, dtype) for dtype in (torch.float32, torch.bfloat16)),
-            torch_int8(layer, x, torch.bfloat16),
-        ]
-        for threads in thread_counts():
-            with_threads(threads)
-            case = f"{n}:{m}, {x_rows} row{'s' * (x_rows > 1)}, {cols}-{rows}, cold"
-            recorder.add(measure(case, threads, cases + bandwidth(threads), options.effort))
+    for section in SHAPES["nm"]["decode"]:
+        rows, cols = section["rows"], section["cols"]
+        for (n, m), x_rows in itertools.product(section["ratios"], section["x_rows"]):
+            layer = nm_layer(rows, cols, n, m, generator)
+            x = torch.randn(x_rows, cols, generator=generator)
+            cases = [
+                *(_decode(layer, n, m, x, d) for d in (torch.bfloat16, torch.float32, torch.int8)),
+                *(torch_dense(layer, x, dtype) for dtype in (torch.float32, torch.bfloat16)),
+                _prepacked_bf16(layer, x),
+                torch_int8(layer, x, torch.bfloat16),
+            ]
+            for threads in thread_counts():
+                with_threads(threads)
+                case = f"{n}:{m}, {x_rows} row{'s' * (x_rows > 1)}, {cols}-{rows}, cold"
+                recorder.add(measure(case, threads, cases + bandwidth(threads), options.effort))
     section = SHAPES["nm"]["batch"]
     x_rows, features = section["x_rows"], section["features"]
     for n, m in section["ratios"]:

@@ -24,6 +24,13 @@ _CASES = {
     "model": "all-MiniLM-L6-v2, end to end,",
 }
 _SHOWN = {"conv2d": ("28x28x256", "7x7x1024"), "linear": ("128 rows, 1024-1024",)}
+_NM_PATTERNS = ("2:4", "1:4", "2:8", "1:8", "1:16")
+# What follows the pattern in a case's name, the row's title, and whom it is compared with.
+_NM_CASES = (
+    ("128 rows, 1024-1024", "N:M layer, 128 rows, 1024-1024", ("dense fp32",)),
+    ("1 row, 4096-4096, cold", "the same in bf16, 1 row, 4096-4096, cold", ("dense bf16",)),
+    ("16 rows, 4096-4096, cold", "the same in bf16, 16 rows", ("dense fp32", "dense bf16")),
+)
 
 
 def _speedups(record: Record, over: str) -> list[str]:
@@ -58,6 +65,25 @@ def table(records: Sequence[Record]) -> Iterator[str]:
                     name = ""
 
 
+def nm_table(records: Sequence[Record]) -> Iterator[str]:
+    """A line per case of N:M layers, with all threads; a column per pattern."""
+    found = {(r["case"], r["threads"]): r["speedups"] for r in records if r["bench"] == "nm"}
+    threads = max((threads for _, threads in found), default=0)
+    yield "| | speed-up over | " + " | ".join(_NM_PATTERNS) + " |"
+    yield "|---|---|" + "---|" * len(_NM_PATTERNS)
+    for case, title, over in _NM_CASES:
+        cells = []
+        for pattern in _NM_PATTERNS:
+            ratios = [
+                ratio["median"]
+                for ratio in found.get((f"{pattern}, {case}", threads), ())
+                if ratio["of"] == OURS and any(name in ratio["over"] for name in over)
+            ]
+            cells.append(f"{min(ratios):.2f}" if ratios else "-")
+        if any(cell != "-" for cell in cells):
+            yield f"| {title} | best {' or '.join(over)} | " + " | ".join(cells) + " |"
+
+
 def fill(readme: Path, results: Path) -> None:
     """Replace what is between the markers."""
     lines = []
@@ -75,6 +101,8 @@ def fill(readme: Path, results: Path) -> None:
             *body,
             "",
         ]
+        nm = list(nm_table(records))
+        lines += [*nm, ""] if len(nm) > 2 else []
     if not lines:
         raise SystemExit(f"readme_table: {results} must hold records, got none; run `make bench`")
     before, begin, rest = readme.read_text().partition(BEGIN)
