@@ -111,6 +111,7 @@ def _answers(records: Sequence[Record], steps: int) -> Iterator[str]:
             continue
         gaps = [a[seed] - b[seed] for seed in both]
         answer = "yes" if max(gaps) < 0 else "no" if min(gaps) > 0 else "undecided"
+        answer += ", of one seed" if len(gaps) == 1 else ""
         shown = ", ".join(f"{gap:+.3f}" for gap in gaps)
         yield f"| {question} | {one}: {_text(a)} | {two}: {_text(b)} | {shown} | {answer} |"
     yield ""
