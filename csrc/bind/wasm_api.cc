@@ -11,7 +11,6 @@
 
 #include <cstdint>
 #include <cstdlib>
-#include <new>
 #include <string>
 
 #include "sparsekern/csr.h"
@@ -21,7 +20,6 @@
 
 using sparsekern::CsrMatrix;
 using sparsekern::CsrPacker;
-using sparsekern::DType;
 using sparsekern::Status;
 using namespace sparsekern::wasm;
 
@@ -82,19 +80,10 @@ SPARSEKERN_EXPORT(sk_csr_unpack) void sk_csr_unpack(const CsrMatrix* matrix, voi
 SPARSEKERN_EXPORT(sk_packer_new)
 CsrPacker* sk_packer_new(const void* dense, uint32_t dtype, uint32_t rows, uint32_t cols,
                          const uint8_t* mask, uint32_t block_rows) {
-  Status status = CheckDType("csr_pack", dtype);
-  CsrPacker* packer = nullptr;
-  if (status.ok()) {
-    packer = new (std::nothrow) CsrPacker;
-    if (packer == nullptr) status = Status::OutOfMemory("csr_pack: no memory");
-  }
-  if (status.ok()) {
+  return NewPacker<CsrPacker>("csr_pack", dtype, [&](CsrPacker* packer) {
     const int block = block_rows <= 4 ? static_cast<int>(block_rows) : 0;
-    status = packer->Plan(dense, DTypeOf(dtype), rows, cols, mask, block);
-  }
-  if (Report(status) == 0) return packer;
-  delete packer;
-  return nullptr;
+    return packer->Plan(dense, DTypeOf(dtype), rows, cols, mask, block);
+  });
 }
 SPARSEKERN_EXPORT(sk_packer_value_count) uint32_t sk_packer_value_count(const CsrPacker* packer) {
   return static_cast<uint32_t>(packer->value_count());

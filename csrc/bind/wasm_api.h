@@ -78,6 +78,21 @@ PackedMatrix<Structure>* NewMatrix(
   return new (std::nothrow) PackedMatrix<Structure>(matrix);
 }
 
+// A packer whose plan(packer) went well; null, with the error kept, where it did not.
+template <typename Packer, typename Plan>
+Packer* NewPacker(const char* name, uint32_t dtype, const Plan& plan) {
+  Status status = CheckDType(name, dtype);
+  Packer* packer = nullptr;
+  if (status.ok()) {
+    packer = new (std::nothrow) Packer;
+    status =
+        packer != nullptr ? plan(packer) : Status::OutOfMemory(std::string(name) + ": no memory");
+  }
+  if (Report(status) == 0) return packer;
+  delete packer;
+  return nullptr;
+}
+
 inline LinearArgs LinearArgsOf(const void* x, void* y, uint32_t dtype, uint32_t x_rows,
                                uint32_t x_stride, uint32_t y_stride, const float* bias,
                                uint32_t activation) {

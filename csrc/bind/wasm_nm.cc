@@ -2,7 +2,6 @@
 // The C functions that the WebAssembly module exports for the format nm; the rules are those of
 // wasm_api.cc.
 #include <cstdint>
-#include <new>
 #include <string>
 
 #include "bind/wasm_api.h"
@@ -10,7 +9,6 @@
 #include "sparsekern/nm.h"
 #include "sparsekern/nm_linear.h"
 
-using sparsekern::DType;
 using sparsekern::NmMatrix;
 using sparsekern::NmPacker;
 using sparsekern::Status;
@@ -53,20 +51,11 @@ SPARSEKERN_EXPORT(sk_nm_unpack) void sk_nm_unpack(const NmMatrix* matrix, void* 
 SPARSEKERN_EXPORT(sk_nm_packer_new)
 NmPacker* sk_nm_packer_new(const void* dense, uint32_t dtype, uint32_t rows, uint32_t cols,
                            const uint8_t* mask, uint32_t n, uint32_t m) {
-  Status status = CheckDType("nm_pack", dtype);
-  NmPacker* packer = nullptr;
-  if (status.ok()) {
-    packer = new (std::nothrow) NmPacker;
-    if (packer == nullptr) status = Status::OutOfMemory("nm_pack: no memory");
-  }
-  if (status.ok()) {
+  return NewPacker<NmPacker>("nm_pack", dtype, [&](NmPacker* packer) {
     // 0 stands for a number that fits no int: no pattern has it.
     const auto number = [](uint32_t value) { return value <= 32 ? static_cast<int>(value) : 0; };
-    status = packer->Plan(dense, DTypeOf(dtype), rows, cols, number(n), number(m), mask);
-  }
-  if (Report(status) == 0) return packer;
-  delete packer;
-  return nullptr;
+    return packer->Plan(dense, DTypeOf(dtype), rows, cols, number(n), number(m), mask);
+  });
 }
 SPARSEKERN_EXPORT(sk_nm_packer_value_count)
 uint32_t sk_nm_packer_value_count(const NmPacker* packer) {
