@@ -252,8 +252,14 @@ def samples() -> dict[str, list[tuple]]:
         (dense.t().contiguous().t(), kept[1], 1, 16),
         (dense.bfloat16(), kept[2], 3, 32),
     ]
+    nm_select_pack = [
+        (dense, 2, 4),
+        (dense.t(), 1, 16),
+        (dense.bfloat16(), 3, 32),
+    ]
     return {
         "nm_pack": nm_pack,
+        "nm_select_pack": nm_select_pack,
         "nm_linear": nm_linear,
         "nm_linear_transposed": nm_down,
         "nm_sddmm": nm_sddmm,
@@ -262,7 +268,7 @@ def samples() -> dict[str, list[tuple]]:
         "csr_linear_transposed": down,
         "csr_conv2d_transposed": conv_down,
         "csr_sddmm": sddmm,
-        "nm_mask": nm,
+        "nm_mask": [*nm, (dense.t(), 2, 8, True)],
     }
 
 
