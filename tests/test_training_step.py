@@ -34,7 +34,7 @@ def test_both_phases_by_hand():
     optimizer.freeze()
     assert optimizer.frozen
     # m = 0 + 0.5 * 8 = 4, over 1 - 0.5^3; v stays 1, over 1 - 0.75^2.
-    second = first - 0.1 * (4.0 / 0.875) / (math.sqrt(1.0 / 0.4375) + 0.01)
+    second = first - 0.1 * (4.0 / 0.875) / (math.sqrt(1.0 / 0.4375) + 0.01**0.75)
     assert stepped(optimizer, w, 8.0) == pytest.approx(second, rel=1e-12)
     assert optimizer.state[w]["exp_avg_sq"].item() == 1.0
 

@@ -36,23 +36,24 @@ class StepAdam(torch.optim.Optimizer):
 
         m = beta1 m + (1 - beta1) g
         v = beta2 v + (1 - beta2) g^2                      up to step s
-        W -= lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^min(t, s))) + eps)
+        W -= lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^min(t, s))) + e)
+        e = eps up to step s, then eps^(3/4)
 
     `settled` is the paper's AutoSwitch: Z_t, the mean of |v_t - v_{t-1}| over all weights, averaged
     over the last floor(1 / (1 - beta2)) steps, is below eps.
 
     Where the paper leaves a choice, this is how it is read here: v is corrected for its beginning,
-    with the s at which it stopped, and eps is added to the root, as torch's Adam does, so that the
-    rate of a weight does not jump at the switch. A weight without any gradient before the switch
-    has v = 0 and is divided by eps alone, which no rate bears: put such weights (rows of an
-    embedding that the dense phase may not meet) into a group with ``"freeze": False``, which goes
-    on as Adam.
+    with the s at which it stopped, and e is added to the root, as torch's Adam does. e grows at the
+    switch because v no longer can: a weight that had hardly a gradient before it would be divided
+    by 1e-8, and small convolution nets diverged. By 1e-6 they learn, but steps of weights without
+    any gradient before the switch are still large: put such (rows of an embedding that the dense
+    phase may not meet) into a group with ``"freeze": False``, which goes on as Adam.
 
     Args:
         params: Parameters, or groups as of every optimizer, perhaps with `freeze`.
         lr: rate.
         betas: of the moments.
-        eps: added to the denominator, and the threshold of `settled`.
+        eps: see above; also the threshold of `settled`.
         freeze_at: steps after which `freeze` happens by itself; None: when it is called.
 
     Raises:
@@ -164,12 +165,14 @@ class StepAdam(torch.optim.Optimizer):
         state["step"] += 1
         moment = state["exp_avg"].lerp_(gradient, 1.0 - first)
         square, change = state["exp_avg_sq"], None
+        frozen = group["frozen"] and group["freeze"]
         # One without any gradient before the switch takes its first.
-        if not (group["frozen"] and group["freeze"]) or state["seen"] == 0:
+        if not frozen or state["seen"] == 0:
             change = (gradient * gradient).sub_(square).mul_(1.0 - second)
             square.add_(change)
             state["seen"] += 1
-        root = (square / (1.0 - second ** state["seen"])).sqrt_().add_(group["eps"])
+        least = group["eps"] ** 0.75 if frozen else group["eps"]
+        root = (square / (1.0 - second ** state["seen"])).sqrt_().add_(least)
         weight.addcdiv_(moment, root, value=-group["lr"] / (1.0 - first ** state["step"]))
         return change
 
