@@ -32,14 +32,16 @@ class Scratch {
 // the rest, perhaps a little wider than the others.
 class XTiles {
  public:
-  XTiles(const int (&widths)[kBatchWidths], int64_t x_rows);
+  // `tile` is the index of the width; where it is not the usual one, no tile is wider.
+  XTiles(const int (&widths)[kBatchWidths], int64_t x_rows, int tile = kTileWidth);
   int64_t count() const { return count_; }
   int64_t begin(int64_t tile) const { return tile * width_; }
   int64_t rows(int64_t tile) const;  // present
-  int width_index(int64_t tile) const { return tile + 1 < count_ ? kTileWidth : last_; }
+  int width_index(int64_t tile) const { return tile + 1 < count_ ? tile_ : last_; }
 
  private:
   int64_t x_rows_;
+  int tile_;
   int64_t width_;
   int64_t count_;
   int last_;

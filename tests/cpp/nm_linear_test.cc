@@ -157,6 +157,17 @@ TEST_P(NmLinearTest, Shapes) {
   }
 }
 
+// Few weights and many columns: narrower tiles and wider blocks than elsewhere.
+TEST_P(NmLinearTest, SparseAndWide) {
+  const ForcedIsa forced(GetParam());
+  for (const Ratio& ratio : {Ratio{1, 16}, Ratio{2, 32}}) {
+    const NmCase c = MakeNmCase(35, 4001, ratio, DType::kF32);
+    for (const int64_t x_rows : {20, 70, 129}) {
+      Check(c, {.x_rows = x_rows, .bias = true}, Serial());
+    }
+  }
+}
+
 TEST_P(NmLinearTest, XTypesAndActivations) {
   const ForcedIsa forced(GetParam());
   for (const DType dtype : {DType::kF32, DType::kI8}) {
