@@ -123,7 +123,7 @@ TEST_P(BitmapLinearTest, RowCounts) {
 
 TEST_P(BitmapLinearTest, Shapes) {
   const ForcedIsa forced(GetParam());
-  constexpr int64_t shapes[][2] = {{1, 1},    {1, 129},  {129, 1}, {16, 128}, {257, 40},
+  constexpr int64_t shapes[][2] = {{1, 1},    {1, 129}, {129, 1}, {16, 128}, {257, 40},
                                    {33, 257}, {33, 63}, {15, 64}, {17, 65}};
   for (const auto& shape : shapes) {
     for (const double density : {0.1, 0.5, 1.0}) {

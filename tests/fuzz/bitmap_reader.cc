@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// libFuzzer target: any bytes as a bitmap matrix. What the validator accepts is the one packed form of
-// what it reads as; what it refuses but the parser takes must still be safe to read.
+// libFuzzer target: any bytes as a bitmap matrix. What the validator accepts is the one packed form
+// of what it reads as; what it refuses but the parser takes must still be safe to read.
 //
 // An input is: dtype (1 byte), length of the structure (3 bytes, little-endian), structure, values.
 // tests/fuzz/make_seeds.py writes valid ones.
