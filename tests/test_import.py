@@ -12,6 +12,8 @@ import sparsekern as sk
 PUBLIC = {
     "NM",
     "Block",
+    "Bitmap",
+    "BitmapTensor",
     "CSRTensor",
     "CheckpointError",
     "ConvertResult",
