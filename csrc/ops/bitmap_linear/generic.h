@@ -30,21 +30,49 @@ static inline int CountWords(const uint64_t* words) {
   return count;
 }
 
-// Where a slice's values are, so that whole vectors may be read from any of them on: in the array,
-// or, near its end, in a copy with zeros behind.
-template <typename V, DType D>
-static inline const uint8_t* SliceOf(int count, BitmapValues* values, uint8_t* copy) {
-  const uint8_t* slice = values->next;
-  if (count + V::kLanes > values->left) {
-    if (count > values->left) count = static_cast<int>(values->left);
-    std::memset(copy, 0, (kSliceValues + V::kLanes) * kBytesOf<D>);
-    if (count > 0) std::memcpy(copy, slice, static_cast<size_t>(count) * kBytesOf<D>);
-    slice = copy;
+// The words of a slice, in place where they are aligned as words are.
+static inline const uint64_t* WordsOf(const uint8_t* bitmap, uint64_t* copy) {
+  if (reinterpret_cast<uintptr_t>(bitmap) % alignof(uint64_t) == 0) {
+    return reinterpret_cast<const uint64_t*>(bitmap);
   }
-  values->next += count * kBytesOf<D>;
-  values->left -= count;
-  return slice;
+  std::memcpy(copy, bitmap, sizeof(uint64_t) * kBitmapLanes);
+  return copy;
 }
+
+// The values of one slice after the other, such that whole vectors may be read from any of them on:
+// in the array, or, near its end, in a copy with zeros behind.
+template <typename V, DType D>
+class SliceValues {
+ public:
+  explicit SliceValues(const BitmapValues& values) : values_(values) {}
+
+  const uint8_t* Begin(const uint64_t* words) {
+    // So many a slice can hold at most: only the last slices need to be counted.
+    in_place_ = values_.left >= kSliceValues + V::kLanes;
+    if (in_place_) return values_.next;
+    const int64_t count = CountWords(words);
+    const int64_t present = count < values_.left ? count : values_.left;
+    std::memset(copy_, 0, sizeof copy_);
+    if (present > 0) {
+      std::memcpy(copy_, values_.next, static_cast<size_t>(present) * kBytesOf<D>);
+    }
+    values_.next += present * kBytesOf<D>;
+    values_.left -= present;
+    return copy_;
+  }
+
+  // `p`: behind the slice's values.
+  void End(const uint8_t* p) {
+    if (!in_place_) return;
+    values_.left -= (p - values_.next) / kBytesOf<D>;
+    values_.next = p;
+  }
+
+ private:
+  BitmapValues values_;
+  bool in_place_ = false;
+  alignas(64) uint8_t copy_[(kSliceValues + V::kLanes) * kBytesOf<D>];
+};
 
 // Calls f.template operator()<i>() for the pieces of a word.
 template <typename V, typename F>
@@ -54,12 +82,12 @@ static inline __attribute__((always_inline)) void ForPieces(F f) {
   }(std::make_integer_sequence<int, kPieces<V>>());
 }
 
-// Sums of 16 rows, kLanes lanes each, to y[16].
+// Sums of 16 rows, kLanes lanes each, rows `stride` floats apart, to y[16].
 template <typename V>
-static inline void StoreSums(const float* sums, float* y) {
+static inline void StoreSums(const float* sums, int64_t stride, float* y) {
   for (int r = 0; r < kBitmapLanes; r += V::kLanes) {
     typename V::Reg lanes[V::kLanes];
-    for (int i = 0; i < V::kLanes; ++i) lanes[i] = V::Load(sums + (r + i) * V::kLanes);
+    for (int i = 0; i < V::kLanes; ++i) lanes[i] = V::Load(sums + (r + i) * stride);
     V::Transpose(lanes);
     for (int half = V::kLanes / 2; half > 0; half /= 2) {
       for (int i = 0; i < half; ++i) lanes[i] = V::Add(lanes[i], lanes[i + half]);
@@ -85,19 +113,18 @@ static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int,
                          int64_t) {
   using Reg = typename V::Reg;
   constexpr bool kInRegisters = V::kLanes == 16;
-  alignas(64) uint8_t copy[(kSliceValues + V::kLanes) * kBytesOf<D>];
   alignas(64) float sums[kBitmapLanes * V::kLanes] = {};
   Reg acc[kBitmapLanes];
   if constexpr (kInRegisters) {
     for (Reg& sum : acc) sum = V::Zero();
   }
-  BitmapValues values = panel.values;
+  SliceValues<V, D> values(panel.values);
   const uint8_t* bitmap = panel.bitmap;
   for (int64_t w = 0; w < panel.words; ++w) {
-    alignas(64) uint64_t words[kBitmapLanes];
-    std::memcpy(words, bitmap, sizeof words);
+    uint64_t copy[kBitmapLanes];
+    const uint64_t* words = WordsOf(bitmap, copy);
     PrefetchSlice(bitmap);
-    const uint8_t* p = SliceOf<V, D>(CountWords(words), &values, copy);
+    const uint8_t* p = values.Begin(words);
     const auto row = [&](int r, Reg sum) __attribute__((always_inline)) {
       PrefetchRow<D>(p);
       ForPieces<V>([&]<int i>() __attribute__((always_inline)) {
@@ -116,13 +143,14 @@ static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int,
         V::Store(sums + r * V::kLanes, row(r, V::Load(sums + r * V::kLanes)));
       }
     }
-    bitmap += sizeof words;
+    values.End(p);
+    bitmap += kBitmapLanes * sizeof(uint64_t);
     x += kBitmapWord;
   }
   if constexpr (kInRegisters) {
     for (int r = 0; r < kBitmapLanes; ++r) V::Store(sums + r * V::kLanes, acc[r]);
   }
-  StoreSums<V>(sums, y);
+  StoreSums<V>(sums, V::kLanes, y);
 }
 
 // Two to sixteen rows of x: a row of W is expanded once for all of them.
@@ -130,17 +158,17 @@ template <typename V, DType D>
 static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_stride, int x_rows,
                             float* y, int64_t y_stride) {
   using Reg = typename V::Reg;
-  constexpr int kSums = kBitmapLanes * V::kLanes;  // of a row of x
-  alignas(64) uint8_t copy[(kSliceValues + V::kLanes) * kBytesOf<D>];
-  alignas(64) float sums[kBitmapMaxDecodeRows * kSums];
-  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(x_rows * kSums));
-  BitmapValues values = panel.values;
+  // [row of W][row of x][lane]
+  alignas(64) float sums[kBitmapLanes * kBitmapMaxDecodeRows * V::kLanes];
+  const int64_t stride = static_cast<int64_t>(x_rows) * V::kLanes;
+  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(kBitmapLanes * stride));
+  SliceValues<V, D> values(panel.values);
   const uint8_t* bitmap = panel.bitmap;
   for (int64_t w = 0; w < panel.words; ++w) {
-    alignas(64) uint64_t words[kBitmapLanes];
-    std::memcpy(words, bitmap, sizeof words);
+    uint64_t copy[kBitmapLanes];
+    const uint64_t* words = WordsOf(bitmap, copy);
     PrefetchSlice(bitmap);
-    const uint8_t* p = SliceOf<V, D>(CountWords(words), &values, copy);
+    const uint8_t* p = values.Begin(words);
     for (int r = 0; r < kBitmapLanes; ++r) {
       PrefetchRow<D>(p);
       Reg weights[kPieces<V>];
@@ -151,8 +179,8 @@ static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_
         p += V::CountKept(PieceBits<V, i>(words[r])) * kBytesOf<D>;
       });
       const float* xm = x;
-      float* sum = sums + r * V::kLanes;
-      for (int m = 0; m < x_rows; ++m, xm += x_stride, sum += kSums) {
+      float* sum = sums + r * stride;
+      for (int m = 0; m < x_rows; ++m, xm += x_stride, sum += V::kLanes) {
         Reg total = V::Load(sum);
         ForPieces<V>([&]<int i>() __attribute__((always_inline)) {
           total = V::FmaKept(weights[i], V::Load(xm + i * V::kLanes), total, lanes[i]);
@@ -160,10 +188,11 @@ static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_
         V::Store(sum, total);
       }
     }
-    bitmap += sizeof words;
+    values.End(p);
+    bitmap += kBitmapLanes * sizeof(uint64_t);
     x += kBitmapWord;
   }
-  for (int m = 0; m < x_rows; ++m) StoreSums<V>(sums + m * kSums, y + m * y_stride);
+  for (int m = 0; m < x_rows; ++m) StoreSums<V>(sums + m * V::kLanes, stride, y + m * y_stride);
 }
 
 // columns[bits]: which of eight are set, ascending, a byte each, lowest byte first.
