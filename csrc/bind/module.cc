@@ -10,5 +10,6 @@ PYBIND11_MODULE(_core, m) {
   sparsekern::bind::RegisterIsa(m);
   sparsekern::bind::RegisterCsr(m);
   sparsekern::bind::RegisterNm(m);
+  sparsekern::bind::RegisterBitmap(m);
   sparsekern::bind::RegisterNmMask(m);
 }
