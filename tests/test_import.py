@@ -11,6 +11,7 @@ import sparsekern as sk
 
 PUBLIC = {
     "NM",
+    "BitmapKVPool",
     "Block",
     "CSRTensor",
     "CheckpointError",
@@ -46,6 +47,7 @@ def test_public_names():
     assert set(sk.__all__) == PUBLIC
     for name in PUBLIC:
         assert getattr(sk, name) is not None
+    assert "BitmapKVCache" not in sk.__all__  # needs transformers, which is optional
     with pytest.raises(AttributeError):
         _ = sk.no_such_name
 
