@@ -28,6 +28,7 @@ PUBLIC = {
     "nn",
     "ops",
     "prune_",
+    "quant",
     "report",
     "save_file",
     "training",

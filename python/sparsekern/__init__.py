@@ -20,6 +20,7 @@ from sparsekern import (  # noqa: E402
     interop,
     nn,
     ops,
+    quant,
     training,
 )
 from sparsekern._hf import load_pretrained  # noqa: E402
@@ -58,6 +59,7 @@ __all__ = [
     "nn",
     "ops",
     "prune_",
+    "quant",
     "report",
     "save_file",
     "training",
