@@ -29,6 +29,7 @@ PUBLIC = {
     "nn",
     "ops",
     "prune_",
+    "quant",
     "report",
     "save_file",
     "training",

@@ -23,6 +23,7 @@ from sparsekern import (  # noqa: E402
     interop,
     nn,
     ops,
+    quant,
     training,
 )
 from sparsekern._hf import load_pretrained  # noqa: E402
@@ -66,6 +67,7 @@ __all__ = [
     "nn",
     "ops",
     "prune_",
+    "quant",
     "report",
     "save_file",
     "training",
