@@ -269,12 +269,18 @@ def samples() -> dict[str, list[tuple]]:
         (dense.t().contiguous().t(), kept[1], 1, 16),
         (dense.bfloat16(), kept[2], 3, 32),
     ]
+    nm_select_pack = [
+        (dense, 2, 4),
+        (dense.t(), 1, 16),
+        (dense.bfloat16(), 3, 32),
+    ]
     return {
         "bitmap_linear": bitmap_linear,
         "bitmap_linear_transposed": bitmap_down,
         "bitmap_sddmm": bitmap_sddmm,
         **kv_samples(),
         "nm_pack": nm_pack,
+        "nm_select_pack": nm_select_pack,
         "nm_linear": nm_linear,
         "nm_linear_transposed": nm_down,
         "nm_sddmm": nm_sddmm,
@@ -283,7 +289,7 @@ def samples() -> dict[str, list[tuple]]:
         "csr_linear_transposed": down,
         "csr_conv2d_transposed": conv_down,
         "csr_sddmm": sddmm,
-        "nm_mask": nm,
+        "nm_mask": [*nm, (dense.t(), 2, 8, True)],
     }
 
 
