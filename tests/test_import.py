@@ -13,6 +13,8 @@ PUBLIC = {
     "NM",
     "BitmapKVPool",
     "Block",
+    "Bitmap",
+    "BitmapTensor",
     "CSRTensor",
     "CheckpointError",
     "ConvertResult",

@@ -22,7 +22,7 @@ from sparsekern.nn._layer import trainable
 _T = TypeVar("_T", CSRTensor, NMTensor, BitmapTensor)
 _FILL = 1.05  # blocks may store this many times the nonzero weights: 5 % of explicit zeros
 # Sparsity at which a bit a weight may be the fastest: below it dense is, above it csr.
-_BITMAP_SPARSITY = (0.15, 0.8)
+_BITMAP_SPARSITY = (0.15, 0.75)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +142,7 @@ def nm_patterns(dense: Tensor) -> list[tuple[int, int]]:
 def bitmap_fits(dense: Tensor) -> bool:
     """Whether so many weights are zero, and so many are not, that a bit a weight pays."""
     zeros = 1.0 - int(torch.count_nonzero(dense)) / dense.numel()
-    return _BITMAP_SPARSITY[0] <= zeros <= _BITMAP_SPARSITY[1]
+    return _BITMAP_SPARSITY[0] <= zeros < _BITMAP_SPARSITY[1]
 
 
 def _packed_bitmap(site: Site, dtype: torch.dtype) -> Candidate:
