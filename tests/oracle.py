@@ -367,3 +367,64 @@ def nm_mask(score: Array, n: int, m: int) -> NDArray[np.bool_]:
             for i in sorted(range(len(group)), key=lambda i: (group[i], i))[:n]:
                 out[begin + i] = True
     return kept.reshape(score.shape)
+
+
+def kv_kept(row: NDArray, keep: int) -> list[int]:
+    """Channels that a pruned KV cache keeps of a token's stored bits (u16 or u32), ascending."""
+    sign = 1 << (8 * row.itemsize - 1)
+    magnitude = [int(bits) & (sign - 1) for bits in row]
+    return sorted(sorted(range(len(row)), key=lambda i: (-magnitude[i], i))[:keep])
+
+
+def read_kv_page(
+    page: NDArray[np.uint8], dtype: str, head_dim: int, k_keep: int, v_keep: int
+) -> tuple[Array, NDArray[np.bool_], Array, NDArray[np.bool_]]:
+    """A page of one KV head: K, which of K are kept, V, which of V; each [64, head_dim]."""
+    size = 4 if dtype == "float32" else 2
+    lengths = [64 * k_keep * size, 64 * v_keep * size, 8 * head_dim, 8 * head_dim]
+    _require(page.size == sum(lengths), f"page must have {sum(lengths)} bytes, got {page.size}")
+    parts = np.split(page, np.cumsum(lengths)[:-1])
+    result = []
+    for values, masks, keep in ((parts[0], parts[2], k_keep), (parts[1], parts[3], v_keep)):
+        with np.errstate(invalid="ignore"):  # of NaN that signal
+            stored = elements(values.copy().view(np.uint32 if size == 4 else np.uint16), dtype)
+        stored = stored.reshape(64, keep)
+        kept = np.unpackbits(masks.reshape(64, head_dim // 8), axis=1, bitorder="little") == 1
+        dense = np.zeros((64, head_dim))
+        for t in range(64):
+            if kept[t].sum() == keep:
+                dense[t, kept[t]] = stored[t]
+        result += [dense, kept]
+    return result[0], result[1], result[2], result[3]
+
+
+def attention(
+    q: Array,
+    k: Array,
+    k_kept: NDArray[np.bool_],
+    v: Array,
+    v_kept: NDArray[np.bool_],
+    scale: float,
+    softcap: float = 0.0,
+) -> tuple[Expected, Array, Array]:
+    """One query token: q [heads, D] over k, v [tokens, D] of one KV head.
+
+    Returns the result, how far an error of the scores moves it, and the log-sum-exp [heads].
+    """
+    with np.errstate(all="ignore"):
+        products = np.where(k_kept, k * q[:, None], 0.0)
+        s = products.sum(-1) * scale
+        s = softcap * np.tanh(s / softcap) if softcap else s
+        largest = np.abs(products).sum(-1).max(-1, initial=0.0) * abs(scale)
+        top = s.max(-1, keepdims=True, initial=-np.finfo(np.float64).max)
+        p = np.exp(s - top)
+        total = p.sum(-1)
+        kept = np.where(v_kept, v, 0.0)
+        terms = np.where(v_kept, p[:, :, None] * v, 0.0) / total[:, None, None]
+        magnitude = np.abs(terms).sum(1)
+        value = terms.sum(1)
+        lse = top[:, 0] + np.log(total)
+    if len(kept) == 0:
+        value, magnitude = np.zeros(q.shape), np.zeros(q.shape)
+        lse = np.full(len(q), -np.inf)
+    return Expected(value, magnitude, np.full(q.shape, len(kept))), largest, lse

@@ -269,11 +269,18 @@ def samples() -> dict[str, list[tuple]]:
         (dense.t().contiguous().t(), kept[1], 1, 16),
         (dense.bfloat16(), kept[2], 3, 32),
     ]
+    nm_select_pack = [
+        (dense, 2, 4),
+        (dense.t(), 1, 16),
+        (dense.bfloat16(), 3, 32),
+    ]
     return {
         "bitmap_linear": bitmap_linear,
         "bitmap_linear_transposed": bitmap_down,
         "bitmap_sddmm": bitmap_sddmm,
+        **kv_samples(),
         "nm_pack": nm_pack,
+        "nm_select_pack": nm_select_pack,
         "nm_linear": nm_linear,
         "nm_linear_transposed": nm_down,
         "nm_sddmm": nm_sddmm,
@@ -282,7 +289,28 @@ def samples() -> dict[str, list[tuple]]:
         "csr_linear_transposed": down,
         "csr_conv2d_transposed": conv_down,
         "csr_sddmm": sddmm,
-        "nm_mask": nm,
+        "nm_mask": [*nm, (dense.t(), 2, 8, True)],
+    }
+
+
+def kv_samples() -> dict[str, list[tuple]]:
+    """Of the operators of pruned KV caches: K, V, q, pages with a table, a window, starts."""
+    append, unpack, attention = [], [], []
+    for dtype, head_dim, keep in ((torch.float32, 16, (8, 5)), (torch.bfloat16, 72, (72, 1))):
+        k, v, q = (activations((2, 2, 5, head_dim), seed=i).to(dtype) for i in range(3))
+        elements = 64 * sum(keep) + 16 * head_dim // dtype.itemsize
+        pages = torch.zeros(3, 2, elements, dtype=dtype)
+        table, lengths = torch.tensor([[2], [0]], dtype=torch.int32), torch.tensor([0, 3])
+        sk.ops.bitmap_kv_append(k, v, pages, table, torch.zeros(2, dtype=torch.int64), *keep)
+        append.append((k, v, pages.clone(), table, lengths, *keep))
+        unpack.append((pages, table, lengths, head_dim, *keep, 4))
+        window = (k, v, torch.tensor([5, 0]))
+        attention.append((q[:, :, 0], pages, table, lengths, *keep, *window, lengths // 2, 0.5))
+        attention.append((q[:, 0, :4], pages, table, lengths, *keep, *[None] * 4, 0.1, 5.0))
+    return {
+        "bitmap_kv_append": append,
+        "bitmap_kv_unpack": unpack,
+        "bitmap_attention": attention,
     }
 
 

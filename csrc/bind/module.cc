@@ -12,4 +12,5 @@ PYBIND11_MODULE(_core, m) {
   sparsekern::bind::RegisterNm(m);
   sparsekern::bind::RegisterBitmap(m);
   sparsekern::bind::RegisterNmMask(m);
+  sparsekern::bind::RegisterBitmapKv(m);
 }

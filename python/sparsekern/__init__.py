@@ -8,6 +8,8 @@ of `sparsekern.ops` are the operators ``torch.ops.sparsekern.*`` with names and 
 
 from __future__ import annotations
 
+from typing import Any
+
 from sparsekern import _library
 from sparsekern._core import __version__
 
@@ -21,9 +23,11 @@ from sparsekern import (  # noqa: E402
     interop,
     nn,
     ops,
+    quant,
     training,
 )
 from sparsekern._hf import load_pretrained  # noqa: E402
+from sparsekern._kv_pool import BitmapKVPool  # noqa: E402
 from sparsekern.bitmap import BitmapTensor  # noqa: E402
 from sparsekern.checkpoint import (  # noqa: E402
     CheckpointError,
@@ -44,6 +48,7 @@ from sparsekern.report import report  # noqa: E402
 __all__ = [
     "NM",
     "Bitmap",
+    "BitmapKVPool",
     "BitmapTensor",
     "Block",
     "CSRTensor",
@@ -62,7 +67,17 @@ __all__ = [
     "nn",
     "ops",
     "prune_",
+    "quant",
     "report",
     "save_file",
     "training",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`BitmapKVCache`, which needs transformers, on first use."""
+    if name == "BitmapKVCache":
+        from sparsekern._kv_cache import BitmapKVCache
+
+        return BitmapKVCache
+    raise AttributeError(f"module 'sparsekern' has no attribute {name!r}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``sparsekern prune | convert | bench | inspect | info``."""
+"""The command line: ``sparsekern prune | convert | bench | inspect | info | kv-demo``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sparsekern import _cli_inspect, _cli_models
+from sparsekern import _cli_inspect, _cli_models, _kv_demo
 from sparsekern._sites import as_globs, find_sites
 from sparsekern.convert import convert_
 from sparsekern.patterns import NM, Bitmap, Block, Pattern, Unstructured
@@ -318,6 +318,28 @@ def info(
         values = value if isinstance(value, list) else [value]
         text = f"\n{'':{width}}  ".join(map(str, values)) if name == "kernels" else None
         typer.echo(f"{name:{width}}  {text or ' '.join(map(str, values))}")
+
+
+@app.command("kv-demo")
+@_one_line_errors
+def kv_demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the model and the results.")
+    ] = Path(".kv-demo"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 600,
+    sequences: Annotated[int, typer.Option(min=1, help="Held-out texts to measure on.")] = 16,
+    threads: Threads = None,
+) -> None:
+    """Show what a pruned KV cache costs and saves, on a small language model that it trains.
+
+    A second run takes the model that the first one trained. Needs transformers; plots with
+    matplotlib.
+    """
+    _set_threads(threads)
+    with _progress() as sink:
+        rows = _kv_demo.run(output, steps, sequences, sink)
+    typer.echo(_kv_demo.table(rows))
+    typer.echo(f"wrote {output / 'rows.json'}" + (" and plot.png" * (output / "plot.png").exists()))
 
 
 def _pattern(name: str, sparsity: float | None) -> Pattern:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sparsekern import _activations, _fakes  # noqa: F401  # the fakes register themselves
+from sparsekern._bitmap_kv import bitmap_attention, bitmap_kv_append, bitmap_kv_unpack
 from sparsekern._library import translated
 from sparsekern._nm_mask import nm_mask
 from sparsekern._nm_transposable import nm_mask_transposable
@@ -28,6 +29,9 @@ from sparsekern.csr import CSRTensor
 from sparsekern.nm import NMTensor
 
 __all__ = [
+    "bitmap_attention",
+    "bitmap_kv_append",
+    "bitmap_kv_unpack",
     "bitmap_linear",
     "csr_conv2d",
     "csr_linear",

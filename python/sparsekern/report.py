@@ -177,7 +177,7 @@ class Report:
 
 
 def report(
-    model: nn.Module,
+    model: nn.Module | Any,
     example_inputs: Any = None,
     *,
     forward: Forward | None = None,
@@ -189,7 +189,7 @@ def report(
     takes the dense weights' memory. torch's current number of threads is used.
 
     Args:
-        model: any module, converted or not.
+        model: any module, converted or not; or a `BitmapKVCache`, whose layers' bytes are listed.
         example_inputs: as `convert_` takes them; None: nothing is run.
         forward: `forward(model, example)` runs one example its own way.
         seconds: about how long to measure; at least 5 passes are made.
@@ -198,6 +198,9 @@ def report(
         TypeError, ValueError: bad arguments, weights without data.
         MemoryError: the dense weights do not fit.
     """
+    if not isinstance(model, nn.Module) and callable(getattr(model, "report", None)):
+        listed: Report = model.report()
+        return listed
     root = unwrapped(model, "report")
     examples = as_examples("report", model, example_inputs)
     packed = packed_layers(root)
