@@ -56,7 +56,7 @@ Status Decode(const BitmapKernels& kernels, const BitmapMatrix& w, const LinearA
   const int dtype = static_cast<int>(a.dtype);
   const int rows = static_cast<int>(a.x_rows);
   // A word more than the columns: words of x that are a power of two apart would meet in one set of
-  // the first-level cache, which sixteen rows of 4096 columns made ten times as slow.
+  // the first-level cache, which took sixteen rows of 4096 columns twice the time.
   const int64_t x_stride = PaddedCols(s) + kBitmapWord;
   const Scratch x(x_stride * rows);  // fp32
   if (x.data() == nullptr) return OutOfScratch(kOp);
