@@ -213,6 +213,53 @@ def read_nm(values: NDArray, structure: NDArray[np.uint8], dtype: str) -> Nm:
 
 
 @dataclass(frozen=True)
+class Bitmap:
+    """A decoded ``bitmap`` matrix; ``dense``, ``mask`` and ``positions`` as in `Csr`."""
+
+    dense: Array
+    mask: NDArray[np.bool_]
+    positions: NDArray[np.int64]
+    kept: int
+
+
+def read_bitmap(values: NDArray, structure: NDArray[np.uint8], dtype: str) -> Bitmap:
+    """Read ``bitmap`` version 1, checking all that the specification says a reader checks.
+
+    Raises:
+        FormatError: on any breach.
+    """
+    data = structure.tobytes()
+    _require(len(data) >= 64, "structure: shorter than its header")
+    magic, version, rows, cols, kept = struct.unpack_from("<4sIQQQ", data)
+    _require(magic == b"SKBM", "header: magic")
+    _require(version == 1, "header: version")
+    _require(1 <= rows < 2**31 and 1 <= cols < 2**31, "header: rows, cols")
+    _require(kept <= rows * cols, "header: kept")
+    _require(not any(data[32:64]), "header: reserved bytes are not 0")
+    panels, words = -(-rows // LANES), -(-cols // 64)
+    parts = _sections(data, [64, 8 * (panels + 1), panels * words * LANES * 8])
+    ptr = [int(p) for p in np.frombuffer(parts[1], "<u8")]
+    bits = np.unpackbits(np.frombuffer(parts[2], np.uint8), bitorder="little")
+    bits = bits.reshape(panels, words, LANES, 64).astype(bool)
+    counts = [int(panel.sum()) for panel in bits]
+    _require(ptr == [sum(counts[:p]) for p in range(panels + 1)], "panel_ptr: not the sums")
+    _require(ptr[-1] == kept, "panel_ptr: not up to kept")
+    _require(values.ndim == 1 and values.size == kept, "values: length")
+    whole = bits.transpose(0, 2, 1, 3).reshape(panels * LANES, words * 64)
+    _require(not whole[rows:].any(), "bitmap: a row beyond the matrix")
+    _require(not whole[:, cols:].any(), "bitmap: a column beyond the matrix")
+
+    # The order of the values is that of the bits as they lie in memory.
+    place = np.full(bits.shape, -1, np.int64)
+    place[bits] = np.arange(kept)
+    positions = place.transpose(0, 2, 1, 3).reshape(whole.shape)[:rows, :cols]
+    mask = positions >= 0
+    dense = np.zeros((rows, cols))
+    dense[mask] = elements(values, dtype)[positions[mask]]
+    return Bitmap(dense, mask, positions, kept)
+
+
+@dataclass(frozen=True)
 class Expected:
     """A result, the sum of absolute terms behind each element, and how many terms there were."""
 
@@ -291,7 +338,7 @@ def conv2d(
     return Expected(back(flat.value), back(flat.magnitude), back(flat.terms))
 
 
-def sddmm(grad: Array, x: Array, matrix: Csr | Nm, values: int) -> Expected:
+def sddmm(grad: Array, x: Array, matrix: Csr | Nm | Bitmap, values: int) -> Expected:
     """Gradient of the kept values, in the order of ``values`` (its length); padding 0.
 
     grad: [M, rows]; x: [M, cols].

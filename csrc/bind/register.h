@@ -11,6 +11,7 @@ namespace sparsekern::bind {
 void RegisterIsa(pybind11::module_& m);
 void RegisterCsr(pybind11::module_& m);
 void RegisterNm(pybind11::module_& m);
+void RegisterBitmap(pybind11::module_& m);
 void RegisterNmMask(pybind11::module_& m);
 void RegisterBitmapKv(pybind11::module_& m);
 

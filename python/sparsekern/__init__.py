@@ -16,16 +16,19 @@ from sparsekern._core import __version__
 _library.load()  # what follows needs the operators
 
 from sparsekern import (  # noqa: E402
+    _autograd_bitmap,  # noqa: F401
     _autograd_nm,  # noqa: F401
     autograd,
     distill,
     interop,
     nn,
     ops,
+    quant,
     training,
 )
 from sparsekern._hf import load_pretrained  # noqa: E402
 from sparsekern._kv_pool import BitmapKVPool  # noqa: E402
+from sparsekern.bitmap import BitmapTensor  # noqa: E402
 from sparsekern.checkpoint import (  # noqa: E402
     CheckpointError,
     load_file,
@@ -35,7 +38,7 @@ from sparsekern.checkpoint import (  # noqa: E402
 from sparsekern.convert import ConvertResult, convert_  # noqa: E402
 from sparsekern.csr import CSRTensor  # noqa: E402
 from sparsekern.nm import NMTensor  # noqa: E402
-from sparsekern.patterns import NM, Block, Unstructured  # noqa: E402
+from sparsekern.patterns import NM, Bitmap, Block, Unstructured  # noqa: E402
 from sparsekern.prune import prune_  # noqa: E402
 
 # A function and its module have one name. A module is bound to its name in the package when it is
@@ -44,7 +47,9 @@ from sparsekern.report import report  # noqa: E402
 
 __all__ = [
     "NM",
+    "Bitmap",
     "BitmapKVPool",
+    "BitmapTensor",
     "Block",
     "CSRTensor",
     "CheckpointError",
@@ -62,6 +67,7 @@ __all__ = [
     "nn",
     "ops",
     "prune_",
+    "quant",
     "report",
     "save_file",
     "training",

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sparsekern import _cli_inspect, _cli_models, _kv_demo
 from sparsekern._sites import as_globs, find_sites
 from sparsekern.convert import convert_
-from sparsekern.patterns import NM, Block, Pattern, Unstructured
+from sparsekern.patterns import NM, Bitmap, Block, Pattern, Unstructured
 from sparsekern.prune import prune_
 from sparsekern.report import report
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
 )
 _F = TypeVar("_F", bound=Callable[..., None])
-_PATTERNS = {"unstructured": 1, "block2": 2, "block4": 4}
+_PATTERNS = {"unstructured": 1, "block2": 2, "block4": 4, "bitmap": 0}
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 Model = Annotated[
@@ -351,6 +351,8 @@ def _pattern(name: str, sparsity: float | None) -> Pattern:
         return NM(int(kept[1]), int(kept[2]))
     if name not in _PATTERNS:
         raise ValueError(f"--pattern must be one of {', '.join(_PATTERNS)}, N:M, got {name!r}")
+    if name == "bitmap":
+        return Bitmap(0.5 if sparsity is None else sparsity)
     share = 0.8 if sparsity is None else sparsity
     return Unstructured(share) if _PATTERNS[name] == 1 else Block(_PATTERNS[name], share)
 

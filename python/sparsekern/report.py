@@ -15,15 +15,24 @@ from torch import Tensor, nn
 from sparsekern import _table, measure
 from sparsekern._candidates import describe_dtype
 from sparsekern._examples import as_examples
+from sparsekern._packed import PackedTensor
 from sparsekern._sites import Site, find_sites, packed_layers
 from sparsekern._trial import Call, Trial, run_trials
+from sparsekern.bitmap import BitmapTensor
 from sparsekern.checkpoint import unwrapped
 from sparsekern.convert import REASON
 from sparsekern.csr import CSRTensor
+from sparsekern.nm import NMTensor
 from sparsekern.nn import CSRConv2d, PackedLayer
 from sparsekern.prune.calibration import Forward, feed
 
 __all__ = ["LayerReport", "Report", "report"]
+
+_FORMATS: dict[type[PackedTensor], str] = {
+    CSRTensor: "csr",
+    NMTensor: "nm",
+    BitmapTensor: "bitmap",
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +41,7 @@ class LayerReport:
 
     Attributes:
         name: in the model.
-        format: "csr", "nm" or "dense".
+        format: "csr", "nm", "bitmap" or "dense".
         dtype: of the weight's values.
         block_rows: outputs that share a pattern; 0 for dense.
         shape: of the dense weight; [out, in] for packed convolutions.
@@ -280,7 +289,7 @@ def _packed_report(
     names = dict.fromkeys(layer.kernel(_rows(layer, call)) for call in calls)
     fields = {
         "name": name,
-        "format": "csr" if isinstance(weight, CSRTensor) else "nm",
+        "format": _FORMATS[type(weight)],
         "dtype": describe_dtype(weight.dtype),
         "block_rows": weight.block_rows if isinstance(weight, CSRTensor) else 1,
         "shape": tuple(weight.shape),
