@@ -217,7 +217,8 @@ TEST_P(BitmapKvTest, CorruptPages) {
   for (const DType dtype : kDTypes) {
     for (const int64_t head_dim : {8, 72, 128, 256}) {
       Cache c(dtype, head_dim, 64, 1, 1);
-      std::fill(c.pages.begin() + c.view.layout.k_masks(), c.pages.end(), uint8_t{0xff});
+      std::fill(c.pages.begin() + static_cast<ptrdiff_t>(c.view.layout.k_masks()), c.pages.end(),
+                uint8_t{0xff});
       const Stored q = Store(RandomFloats(6 * head_dim, 3), dtype);
       std::vector<uint8_t> out(q.bytes.size());
       BitmapAttentionArgs a;
