@@ -13,9 +13,7 @@ from sparsekern.cli import app
 from typer.testing import CliRunner
 
 transformers = pytest.importorskip("transformers")
-FUNCTION = (
-    'def f{i}():\n    """Text number {i} of {name}, long enough for the corpus to take it."""\n'
-)
+FUNCTION = 'def f{i}():\n    """Text number {i} of {name}, long enough to be taken."""\n'
 
 
 @pytest.fixture

@@ -156,15 +156,19 @@ TEST_P(BitmapKvTest, Attention) {
         a.lse = lse.data();
         const Status status = BitmapAttention(c.view, a, Serial());
         ASSERT_TRUE(status.ok()) << status.message();
+        std::vector<std::vector<bool>> k_kept, v_kept;
+        for (int64_t i = 0; i < tokens; ++i) {
+          k_kept.push_back(Kept(c.k, i, head_dim, c.view.layout.k_keep));
+          v_kept.push_back(Kept(c.v, i, head_dim, c.view.layout.v_keep));
+        }
+        const std::vector<bool> all(static_cast<size_t>(head_dim), true);
         for (int64_t h = 0; h < heads; ++h) {
           std::vector<double> scores;
           for (int64_t t = start; t < tokens + window; ++t) {
             const bool dense = t >= tokens;
             const Stored& k = dense ? wk : c.k;
             const int64_t row = dense ? t % slots : t;
-            const std::vector<bool> kept =
-                dense ? std::vector<bool>(static_cast<size_t>(head_dim), true)
-                      : Kept(c.k, t, head_dim, c.view.layout.k_keep);
+            const std::vector<bool>& kept = dense ? all : k_kept[static_cast<size_t>(t)];
             double s = 0.0;
             for (int64_t i = 0; i < head_dim; ++i) {
               if (!kept[static_cast<size_t>(i)]) continue;
@@ -182,9 +186,7 @@ TEST_P(BitmapKvTest, Attention) {
             double sum = 0.0;
             for (int64_t t = start; t < tokens + window; ++t) {
               const bool dense = t >= tokens;
-              if (!dense && !Kept(c.v, t, head_dim, c.view.layout.v_keep)[static_cast<size_t>(i)]) {
-                continue;
-              }
+              if (!dense && !v_kept[static_cast<size_t>(t)][static_cast<size_t>(i)]) continue;
               const int64_t row = dense ? t % slots : t;
               sum += std::exp(scores[static_cast<size_t>(t - start)] - top) *
                      (dense ? wv : c.v).numbers[static_cast<size_t>(row * head_dim + i)];
@@ -215,7 +217,8 @@ TEST_P(BitmapKvTest, CorruptPages) {
   for (const DType dtype : kDTypes) {
     for (const int64_t head_dim : {8, 72, 128, 256}) {
       Cache c(dtype, head_dim, 64, 1, 1);
-      std::fill(c.pages.begin() + c.view.layout.k_masks(), c.pages.end(), uint8_t{0xff});
+      std::fill(c.pages.begin() + static_cast<ptrdiff_t>(c.view.layout.k_masks()), c.pages.end(),
+                uint8_t{0xff});
       const Stored q = Store(RandomFloats(6 * head_dim, 3), dtype);
       std::vector<uint8_t> out(q.bytes.size());
       BitmapAttentionArgs a;

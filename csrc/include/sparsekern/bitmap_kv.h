@@ -9,7 +9,7 @@
 
 namespace sparsekern {
 
-enum : int64_t { kBitmapKvTokens = 64, kBitmapKvMaxHeadDim = 256 };
+constexpr int64_t kBitmapKvTokens = 64, kBitmapKvMaxHeadDim = 256;
 
 // Where what lies in a page of one KV head. A token's row is `keep` values, channels ascending, and
 // head_dim / 8 bytes of mask, bit i of byte j = channel 8 j + i kept.
