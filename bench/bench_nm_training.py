@@ -109,7 +109,7 @@ def _sparse(name: str, width: int, heads: int, x: Tensor, recipe: tr.Recipe) -> 
     exact = _block(width, heads)
     for layer in names:
         setattr(exact, layer, MaskedReference(getattr(checked, layer)))
-    # Checked on fewer rows, since float64 takes long; 512 are what kernel="auto" asks for.
+    # Checked on fewer rows, since float64 takes long.
     few = x[:4]
     reference = _gradients(exact.double(), few.double(), names)
     trained = _block(width, heads)

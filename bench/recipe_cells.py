@@ -70,6 +70,11 @@ def _scratch(target: NM, steps: int) -> dict[str, Callable[[], tr.Recipe]]:
             frames=tr.geometric_frames(target, 0, half, frames), **never
         ),
         "SdGf stepwise": lambda: tr.Recipe(frames=tr.stepwise_frames(target, 0, half), **never),
+        "STEP": lambda: tr.Recipe(  # with an optimizer of its own: _step_adam
+            gradient=tr.SRSTE(2e-4),
+            frames=tr.Frames(((0, None), (max(1, steps // 4), target))),
+            **never,
+        ),
         "BDWP": lambda: tr.Recipe(gradient=tr.SRSTE(2e-4), input_gradient="own", **never),
         "transposable": lambda: tr.Recipe(
             gradient=tr.SRSTE(2e-4), input_gradient="transposable", refresh=40, **never
@@ -178,9 +183,25 @@ def _dense(task: Task, seed: int, steps: int, cache: Path) -> nn.Module:
     return model
 
 
-def _masked(model: nn.Module, task: Task, target: NM, recipe: tr.Recipe, **how: Any) -> None:
+def _step_adam(model: nn.Module, rate: float, steps: int) -> torch.optim.Optimizer:
+    """That of STEP, which freezes the weights of products; an embedding may lack gradients."""
+    products = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    frozen = [p for p in model.parameters() if id(p) in products]
+    others = [p for p in model.parameters() if id(p) not in products]
+    groups = [{"params": frozen}, {"params": others, "freeze": False}]
+    return tr.StepAdam(groups, lr=rate, freeze_at=max(1, steps // 4))
+
+
+def _masked(
+    model: nn.Module, task: Task, target: NM, recipe: tr.Recipe, step: bool = False, **how: Any
+) -> None:
     """Train under a recipe and make the masks permanent."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=how.pop("rate"), fused=True)
+    rate = how.pop("rate")
+    optimizer: torch.optim.Optimizer
+    if step:
+        optimizer = _step_adam(model, rate, how["steps"])
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
     tr.prepare_(model, _patterns(task, target), recipe).attach(optimizer)
     _train(model, task, optimizer, **how)
     tr.finish_(model)
@@ -242,7 +263,8 @@ def run(cell: Cell, cache: Path) -> dict[str, Any]:
         model = task.model(cell.seed)
         recipe = _scratch(target, cell.steps)[cell.recipe]()
         how: dict[str, Any] = {"rate": task.rate, "steps": cell.steps, "seed": cell.seed}
-        _masked(model, task, target, recipe, loss_of=_plain_loss, **how)
+        step = cell.recipe == "STEP"
+        _masked(model, task, target, recipe, step, loss_of=_plain_loss, **how)
     seconds = round(time.monotonic() - begin, 1)
     _check(model, task, target, cell.recipe in ONE_SHOT)
     return {**task.evaluate(model), "seconds": seconds}

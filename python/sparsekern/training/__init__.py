@@ -24,7 +24,8 @@ resuming needs. A `Recipe` is made of
 * when: `refresh`, `fixed_after`, `frames` (`Frames`, `stepwise_frames`, `geometric_frames`,
   `cubic_frames`).
 
-CAST, whose forward pass is dense, is apart from these: `cast_`, `AdamS`, `finish_cast_`.
+CAST, whose forward pass is dense, is apart from these: `cast_`, `AdamS`, `finish_cast_`. STEP is an
+optimizer before and under any of them: `StepAdam`.
 
 ``docs/training.md`` says which of them make the recipes of which papers.
 """
@@ -37,6 +38,7 @@ from .model import Training, finish_, prepare_
 from .mvue import MVUE, mvue
 from .recipe import Recipe
 from .schedule import Frames, cubic_frames, geometric_frames, stepwise_frames
+from .step import StepAdam
 
 __all__ = [
     "MVUE",
@@ -54,6 +56,7 @@ __all__ = [
     "NMTrainingLinear",
     "Recipe",
     "SoftThreshold",
+    "StepAdam",
     "StraightThrough",
     "Training",
     "WeightScale",

@@ -25,13 +25,12 @@ _nm_select_pack = torch.ops.sparsekern.nm_select_pack.default
 
 
 def kernel_pays(pattern: NM, x_rows: int, dtype: torch.dtype) -> bool:
-    """Whether packing W and multiplying by the kernel is faster than a dense product.
+    """Whether packing W and multiplying by the kernel is faster than masking W for a dense product.
 
-    Packing costs the same whatever the rows of x, so it takes some to pay for it. Measured on
-    AVX-512 without bfloat16 instructions; docs/training.md has the reasons.
+    Measured on AVX-512 without bfloat16 instructions; docs/training.md has the reasons.
     """
     if dtype == torch.float32:
-        return x_rows >= 512 and 4 * pattern.n <= pattern.m
+        return 2 * pattern.n <= pattern.m
     return x_rows >= 64 and not _fast_bfloat16()
 
 
