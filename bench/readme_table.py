@@ -31,12 +31,26 @@ _NM_CASES = (
     ("1 row, 4096-4096, cold", "the same in bf16, 1 row, 4096-4096, cold", ("dense bf16",)),
     ("16 rows, 4096-4096, cold", "the same in bf16, 16 rows", ("dense fp32", "dense bf16")),
 )
+# Formats for less sparsity: bench, case, the row's title, and whom it is compared with.
+_LOW_SPARSITIES = (0.5, 0.6, 0.7)
+_LOW_CASES = (
+    (
+        "bitmap",
+        "1 row, 4096-4096, cold",
+        "bitmap layer, bf16, 1 row, 4096-4096, cold",
+        "dense bf16",
+    ),
+    ("bitmap", "16 rows, 4096-4096, cold", "the same, 16 rows", "dense bf16"),
+    ("gqs", "1 row, 4096-4096, cold", "int4 groups of 16, 1 row, 4096-4096, cold", "dense bf16"),
+    ("gqs", "1 row, 4096-4096, cold", "the same", "torch _weight_int4pack_mm"),
+    ("kv", "4096 tokens, 32/8 heads of 128, bf16, cold", "pruned KV cache, 4096 tokens", "torch "),
+)
 
 
-def _speedups(record: Record, over: str) -> list[str]:
+def _speedups(record: Record, over: str, sparsities: Sequence[float] = SPARSITIES) -> list[str]:
     """Ours over the fastest of the dense candidates whose name holds `over`, per sparsity."""
     cells = []
-    for sparsity in SPARSITIES:
+    for sparsity in sparsities:
         found = [
             ratio["median"]
             for ratio in record["speedups"]
@@ -84,6 +98,20 @@ def nm_table(records: Sequence[Record]) -> Iterator[str]:
             yield f"| {title} | best {' or '.join(over)} | " + " | ".join(cells) + " |"
 
 
+def low_table(records: Sequence[Record]) -> Iterator[str]:
+    """A line per case of the formats for less sparsity, with all threads."""
+    found = {(r["bench"], r["case"], r["threads"]): r for r in records}
+    threads = max((threads for _, _, threads in found), default=0)
+    yield "| | speed-up over | " + " | ".join(f"{s:.0%}" for s in _LOW_SPARSITIES) + " |"
+    yield "|---|---|" + "---|" * len(_LOW_SPARSITIES)
+    for bench, case, title, over in _LOW_CASES:
+        record = found.get((bench, case, threads))
+        if record is not None:
+            cells = _speedups(record, over, _LOW_SPARSITIES)
+            name = "the best of torch's dense" if over == "torch " else over
+            yield f"| {title} | {name} | " + " | ".join(cells) + " |"
+
+
 def fill(readme: Path, results: Path) -> None:
     """Replace what is between the markers."""
     lines = []
@@ -101,8 +129,8 @@ def fill(readme: Path, results: Path) -> None:
             *body,
             "",
         ]
-        nm = list(nm_table(records))
-        lines += [*nm, ""] if len(nm) > 2 else []
+        for more in (list(nm_table(records)), list(low_table(records))):
+            lines += [*more, ""] if len(more) > 2 else []
     if not lines:
         raise SystemExit(f"readme_table: {results} must hold records, got none; run `make bench`")
     before, begin, rest = readme.read_text().partition(BEGIN)

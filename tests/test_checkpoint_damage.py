@@ -152,7 +152,7 @@ CHANGED = {
     "layer": (lambda d: d["layers"].update(conv=None), "layer 'conv' must be an object"),
     "kind for module": (
         lambda d: d["layers"]["conv"].update(kind="csr_linear"),
-        r"layer 'conv' must be an nn\.Linear or CSRLinear or NMLinear in the model, got Conv2d",
+        r"layer 'conv' must be an nn\.Linear or CSRLinear or NMLinear or BitmapLinear",
     ),
     "cast": (
         lambda d: d["casts"].update(norm="bfloat16"),

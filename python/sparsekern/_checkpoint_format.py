@@ -20,7 +20,7 @@ from sparsekern._fuse import next_module
 from sparsekern._packed import DTYPE_NAMES, PackedTensor
 from sparsekern.csr import CSRTensor
 from sparsekern.nm import NMTensor
-from sparsekern.nn import CSRConv2d, CSRLinear, NMLinear, PackedLayer
+from sparsekern.nn import BitmapLinear, CSRConv2d, CSRLinear, NMLinear, PackedLayer
 
 VERSION = 1
 KEY, CRC_KEY = "sparsekern", "sparsekern.crc32"
@@ -29,6 +29,7 @@ _KINDS: dict[str, type[PackedLayer]] = {
     "csr_linear": CSRLinear,
     "csr_conv2d": CSRConv2d,
     "nm_linear": NMLinear,
+    "bitmap_linear": BitmapLinear,
 }
 
 
@@ -106,7 +107,9 @@ class LayerSpec:
                     f"checkpoint: {field} of layer {name!r} must be one of "
                     f"{', '.join(map(str, allowed))}, got {got!r}; a newer sparsekern may read it"
                 )
-        if raw["int8_activations"] and (raw["dtype"] != "int8" or raw["kind"] == "nm_linear"):
+        if raw["int8_activations"] and (
+            raw["dtype"] != "int8" or not raw["kind"].startswith("csr_")
+        ):
             raise CheckpointError(
                 f"checkpoint: int8_activations of layer {name!r} must come with int8 values of "
                 f"csr, got {raw['dtype']} of {raw['kind']}"

@@ -2,7 +2,7 @@
 """Writes the fuzzers' first inputs: small valid matrices, in the layout that
 ``tests/fuzz/<format>_reader.cc`` reads.
 
-Usage: python tests/fuzz/make_seeds.py FOLDER [csr|nm]
+Usage: python tests/fuzz/make_seeds.py FOLDER [csr|nm|bitmap]
 """
 
 from __future__ import annotations
@@ -35,7 +35,13 @@ def nm(dense: NDArray, dtype: str, rng: np.random.Generator) -> Iterator[Packed]
         yield f"{n}of{m}", *_core.nm_pack(dense, dtype, n, m, mask)
 
 
-FORMATS = {"csr": csr, "nm": nm}
+def bitmap(dense: NDArray, dtype: str, rng: np.random.Generator) -> Iterator[Packed]:
+    for density in (0.0, 0.1, 0.5, 1.0):
+        mask = rng.random(dense.shape) < density
+        yield f"{density}", *_core.bitmap_pack(dense, dtype, mask)
+
+
+FORMATS = {"csr": csr, "nm": nm, "bitmap": bitmap}
 
 
 def main(folder: Path, name: str = "csr") -> None:
