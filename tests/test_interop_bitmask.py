@@ -138,22 +138,3 @@ def test_refuses(case):
 def test_writing_refuses_other_formats():
     with pytest.raises(TypeError, match=re.escape("weight must be a BitmapTensor, got CSRTensor")):
         interop.to_sparse_bitmask(sk.CSRTensor.from_dense(torch.ones(2, 2)))
-
-
-def test_its_own_writer_and_reader():
-    bitmask = pytest.importorskip(
-        "compressed_tensors.compressors.sparse_compressors.sparse_bitmask",
-        reason="compressed-tensors is not installed",
-    )
-    for dtype in (torch.float32, torch.bfloat16):
-        for shape in ((5, 20), (16, 64), (33, 65)):
-            w = activations(shape).to(dtype)
-            w[activations(shape, seed=1) > 0] = 0
-            theirs = bitmask.BitmaskTensor.from_dense(w).dict("w")
-            parts = {name.rpartition(".")[2]: tensor for name, tensor in theirs.items()}
-            weight = interop.from_sparse_bitmask(**parts)
-            assert torch.equal(weight.to_dense(), w)
-            ours = interop.to_sparse_bitmask(weight)
-            for name, tensor in parts.items():
-                assert torch.equal(ours[name], tensor), name
-            assert torch.equal(bitmask.BitmaskTensor(**ours).decompress(), w)
