@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sparse-bitmask`` checkpoints: written here element by element, read by the library.
-
-Where compressed-tensors is installed its own writer and reader take part.
-"""
+"""``sparse-bitmask`` checkpoints: written here element by element, read by the library."""
 
 from __future__ import annotations
 
