@@ -25,6 +25,7 @@ PROGRAMS = {
     "linear": "bench_linear.py",
     "decode": "bench_decode.py",
     "nm": "bench_nm.py",
+    "gqs": "bench_gqs.py",
     "isa": "bench_isa.py",
     "pack": "bench_pack.py",
     "nm_mask": "bench_nm_mask.py",
