@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+JOBS ?= 2
 TORCH := torch==2.13.0
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -56,8 +57,9 @@ build: $(VENV)/.built
 	  print('sparsekern', sparsekern.__version__, 'built;', 'kernels may use:', \
 	        ' '.join(_core.active_isa()))"
 
+# Two processes: most of the tests' time is Python's. `make test JOBS=0` runs them in one.
 test: $(VENV)/.built
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(ARGS)
 
 # The dense baselines of the demo and of the benchmarks.
 $(VENV)/.baselines: $(VENV)/.built
@@ -85,7 +87,7 @@ $(VENV)/.docs: $(VENV)/.built
 	@touch $@
 
 # The modules that the package's own page does not list.
-DOCUMENTED := sparsekern $(addprefix sparsekern.,patterns prune training csr gqs nm convert checkpoint interop measure)
+DOCUMENTED := sparsekern $(addprefix sparsekern.,patterns prune quant training csr gqs nm convert checkpoint interop measure)
 
 docs: $(VENV)/.docs
 	@$(BIN)/pdoc --docformat google --no-show-source -o build/docs $(DOCUMENTED)

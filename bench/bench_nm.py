@@ -49,7 +49,7 @@ def _decode(layer: Layer, n: int, m: int, x: Tensor, dtype: torch.dtype) -> Cand
     )
 
 
-def _prepacked_bf16(layer: Layer, x: Tensor) -> Candidate:
+def prepacked_bf16(layer: Layer, x: Tensor) -> Candidate:
     """oneDNN with a weight in the layout of its choice, as a frozen compiled model has it."""
     w, x_cast = layer.weight.to(torch.bfloat16), x.to(torch.bfloat16)
     onednn: Any = torch.ops.mkldnn
@@ -107,7 +107,7 @@ def main(options: Options) -> None:
             cases = [
                 *(_decode(layer, n, m, x, d) for d in (torch.bfloat16, torch.float32, torch.int8)),
                 *(torch_dense(layer, x, dtype) for dtype in (torch.float32, torch.bfloat16)),
-                _prepacked_bf16(layer, x),
+                prepacked_bf16(layer, x),
                 torch_int8(layer, x, torch.bfloat16),
             ]
             for threads in thread_counts():

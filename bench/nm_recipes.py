@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from environment import RESULTS, ROOT, commit, cpu_name
@@ -88,23 +89,23 @@ def chosen(given: argparse.Namespace) -> list[Cell]:
     return [cell for cell in dict.fromkeys(cells) if possible(cell)]
 
 
-def read(path: Path) -> Iterator[tuple[Cell, dict]]:
+def read(path: Path, kind: type = Cell) -> Iterator[tuple[Any, dict]]:
     """Every recorded cell with its record; a last line that was cut off is left out."""
-    fields = Cell.__dataclass_fields__
+    fields = kind.__dataclass_fields__
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
             print(f"{path}: a line is not JSON and does not count", file=sys.stderr)
             continue
-        yield Cell(**{name: record[name] for name in fields}), record
+        yield kind(**{name: record[name] for name in fields}), record
 
 
-def write(path: Path, cell: Cell, found: dict, loaded: str) -> None:
+def write(path: Path, cell: Any, found: dict, loaded: str, bench: str = "nm_recipes") -> None:
     """Append one record; `loaded` is the commit of the code that ran."""
     now = datetime.datetime.now(datetime.timezone.utc)
     record = {
-        "bench": "nm_recipes",
+        "bench": bench,
         **asdict(cell),
         **found,
         "commit": loaded,

@@ -55,8 +55,10 @@ _TITLES = {
     "pack": "Packing, 1 thread",
     "nm": "N:M linear layers; decode in bf16 with cold weights, batches in fp32",
     "gqs": "Group-quantized sparse linear layers: 4 bits, half of the groups, bf16 x, cold weights",
+    "bitmap": "Bitmap linear layers; decode with cold weights, batches in fp32",
     "nm_mask": "N:M masks (N of M are kept), fp32",
     "nm_training": "A training step of a transformer block with N:M weights, fp32",
+    "kv": "Decode attention over a pruned KV cache, bf16, cold",
     "overhead": "Cost of a call, 1 thread",
     "cpp": "From C++",
 }

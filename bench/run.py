@@ -25,6 +25,8 @@ PROGRAMS = {
     "linear": "bench_linear.py",
     "decode": "bench_decode.py",
     "nm": "bench_nm.py",
+    "bitmap": "bench_bitmap.py",
+    "kv": "bench_kv.py",
     "gqs": "bench_gqs.py",
     "isa": "bench_isa.py",
     "pack": "bench_pack.py",

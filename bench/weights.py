@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from environment import cache_bytes
 from numpy.typing import NDArray
-from sparsekern import CSRTensor, NMTensor, _core
+from sparsekern import BitmapTensor, CSRTensor, NMTensor, _core
 from torch import Tensor
 
-PackedT = TypeVar("PackedT", CSRTensor, NMTensor)
+PackedT = TypeVar("PackedT", CSRTensor, NMTensor, BitmapTensor)
 
 torch.sparse.check_sparse_tensor_invariants.disable()  # said explicitly, torch does not warn
 

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 # libsparsekern_cuda: the operators' CUDA kernels, a library of its own that Python loads only
-# beside a CUDA build of torch. Needs nvcc, and no CUDA torch, to build.
+# beside a CUDA build of torch. Needs nvcc to build; with SPARSEKERN_CUDA=ON no CUDA torch.
 
 file(GLOB cuda_sources CONFIGURE_DEPENDS ops/*/cuda_*.cu bind/cuda_*.cc bind/cuda_*.cu)
 set(build_cuda OFF)
-if(SPARSEKERN_CUDA STREQUAL "AUTO" AND cuda_sources)
-  include(CheckLanguage)
-  check_language(CUDA)
-  if(CMAKE_CUDA_COMPILER)
-    set(build_cuda ON)
+if(SPARSEKERN_CUDA STREQUAL "AUTO")
+  # Beside a CPU build of torch nothing would load it, and nvcc takes half of the build's time.
+  set(torch_cuda
+    "${torch_dir}/lib/${CMAKE_SHARED_LIBRARY_PREFIX}torch_cuda${CMAKE_SHARED_LIBRARY_SUFFIX}")
+  if(cuda_sources AND EXISTS "${torch_cuda}")
+    include(CheckLanguage)
+    check_language(CUDA)
+    if(CMAKE_CUDA_COMPILER)
+      set(build_cuda ON)
+    endif()
   endif()
-elseif(SPARSEKERN_CUDA AND NOT SPARSEKERN_CUDA STREQUAL "AUTO")
+elseif(SPARSEKERN_CUDA)
   if(NOT cuda_sources)
     message(FATAL_ERROR "SPARSEKERN_CUDA=ON: csrc holds no cuda_* file")
   endif()

@@ -213,6 +213,53 @@ def read_nm(values: NDArray, structure: NDArray[np.uint8], dtype: str) -> Nm:
 
 
 @dataclass(frozen=True)
+class Bitmap:
+    """A decoded ``bitmap`` matrix; ``dense``, ``mask`` and ``positions`` as in `Csr`."""
+
+    dense: Array
+    mask: NDArray[np.bool_]
+    positions: NDArray[np.int64]
+    kept: int
+
+
+def read_bitmap(values: NDArray, structure: NDArray[np.uint8], dtype: str) -> Bitmap:
+    """Read ``bitmap`` version 1, checking all that the specification says a reader checks.
+
+    Raises:
+        FormatError: on any breach.
+    """
+    data = structure.tobytes()
+    _require(len(data) >= 64, "structure: shorter than its header")
+    magic, version, rows, cols, kept = struct.unpack_from("<4sIQQQ", data)
+    _require(magic == b"SKBM", "header: magic")
+    _require(version == 1, "header: version")
+    _require(1 <= rows < 2**31 and 1 <= cols < 2**31, "header: rows, cols")
+    _require(kept <= rows * cols, "header: kept")
+    _require(not any(data[32:64]), "header: reserved bytes are not 0")
+    panels, words = -(-rows // LANES), -(-cols // 64)
+    parts = _sections(data, [64, 8 * (panels + 1), panels * words * LANES * 8])
+    ptr = [int(p) for p in np.frombuffer(parts[1], "<u8")]
+    bits = np.unpackbits(np.frombuffer(parts[2], np.uint8), bitorder="little")
+    bits = bits.reshape(panels, words, LANES, 64).astype(bool)
+    counts = [int(panel.sum()) for panel in bits]
+    _require(ptr == [sum(counts[:p]) for p in range(panels + 1)], "panel_ptr: not the sums")
+    _require(ptr[-1] == kept, "panel_ptr: not up to kept")
+    _require(values.ndim == 1 and values.size == kept, "values: length")
+    whole = bits.transpose(0, 2, 1, 3).reshape(panels * LANES, words * 64)
+    _require(not whole[rows:].any(), "bitmap: a row beyond the matrix")
+    _require(not whole[:, cols:].any(), "bitmap: a column beyond the matrix")
+
+    # The order of the values is that of the bits as they lie in memory.
+    place = np.full(bits.shape, -1, np.int64)
+    place[bits] = np.arange(kept)
+    positions = place.transpose(0, 2, 1, 3).reshape(whole.shape)[:rows, :cols]
+    mask = positions >= 0
+    dense = np.zeros((rows, cols))
+    dense[mask] = elements(values, dtype)[positions[mask]]
+    return Bitmap(dense, mask, positions, kept)
+
+
+@dataclass(frozen=True)
 class Gqs:
     """A decoded ``gqs`` matrix; ``dense`` and ``mask`` as in `Csr`, a row of ``kept`` per row."""
 
@@ -388,7 +435,7 @@ def conv2d(
     return Expected(back(flat.value), back(flat.magnitude), back(flat.terms))
 
 
-def sddmm(grad: Array, x: Array, matrix: Csr | Nm, values: int) -> Expected:
+def sddmm(grad: Array, x: Array, matrix: Csr | Nm | Bitmap, values: int) -> Expected:
     """Gradient of the kept values, in the order of ``values`` (its length); padding 0.
 
     grad: [M, rows]; x: [M, cols].
@@ -417,3 +464,64 @@ def nm_mask(score: Array, n: int, m: int) -> NDArray[np.bool_]:
             for i in sorted(range(len(group)), key=lambda i: (group[i], i))[:n]:
                 out[begin + i] = True
     return kept.reshape(score.shape)
+
+
+def kv_kept(row: NDArray, keep: int) -> list[int]:
+    """Channels that a pruned KV cache keeps of a token's stored bits (u16 or u32), ascending."""
+    sign = 1 << (8 * row.itemsize - 1)
+    magnitude = [int(bits) & (sign - 1) for bits in row]
+    return sorted(sorted(range(len(row)), key=lambda i: (-magnitude[i], i))[:keep])
+
+
+def read_kv_page(
+    page: NDArray[np.uint8], dtype: str, head_dim: int, k_keep: int, v_keep: int
+) -> tuple[Array, NDArray[np.bool_], Array, NDArray[np.bool_]]:
+    """A page of one KV head: K, which of K are kept, V, which of V; each [64, head_dim]."""
+    size = 4 if dtype == "float32" else 2
+    lengths = [64 * k_keep * size, 64 * v_keep * size, 8 * head_dim, 8 * head_dim]
+    _require(page.size == sum(lengths), f"page must have {sum(lengths)} bytes, got {page.size}")
+    parts = np.split(page, np.cumsum(lengths)[:-1])
+    result = []
+    for values, masks, keep in ((parts[0], parts[2], k_keep), (parts[1], parts[3], v_keep)):
+        with np.errstate(invalid="ignore"):  # of NaN that signal
+            stored = elements(values.copy().view(np.uint32 if size == 4 else np.uint16), dtype)
+        stored = stored.reshape(64, keep)
+        kept = np.unpackbits(masks.reshape(64, head_dim // 8), axis=1, bitorder="little") == 1
+        dense = np.zeros((64, head_dim))
+        for t in range(64):
+            if kept[t].sum() == keep:
+                dense[t, kept[t]] = stored[t]
+        result += [dense, kept]
+    return result[0], result[1], result[2], result[3]
+
+
+def attention(
+    q: Array,
+    k: Array,
+    k_kept: NDArray[np.bool_],
+    v: Array,
+    v_kept: NDArray[np.bool_],
+    scale: float,
+    softcap: float = 0.0,
+) -> tuple[Expected, Array, Array]:
+    """One query token: q [heads, D] over k, v [tokens, D] of one KV head.
+
+    Returns the result, how far an error of the scores moves it, and the log-sum-exp [heads].
+    """
+    with np.errstate(all="ignore"):
+        products = np.where(k_kept, k * q[:, None], 0.0)
+        s = products.sum(-1) * scale
+        s = softcap * np.tanh(s / softcap) if softcap else s
+        largest = np.abs(products).sum(-1).max(-1, initial=0.0) * abs(scale)
+        top = s.max(-1, keepdims=True, initial=-np.finfo(np.float64).max)
+        p = np.exp(s - top)
+        total = p.sum(-1)
+        kept = np.where(v_kept, v, 0.0)
+        terms = np.where(v_kept, p[:, :, None] * v, 0.0) / total[:, None, None]
+        magnitude = np.abs(terms).sum(1)
+        value = terms.sum(1)
+        lse = top[:, 0] + np.log(total)
+    if len(kept) == 0:
+        value, magnitude = np.zeros(q.shape), np.zeros(q.shape)
+        lse = np.full(len(q), -np.inf)
+    return Expected(value, magnitude, np.full(q.shape, len(kept))), largest, lse

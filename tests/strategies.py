@@ -51,7 +51,7 @@ class Packed:
     values: torch.Tensor
     structure: torch.Tensor
     scale: torch.Tensor | None
-    matrix: oracle.Csr | oracle.Nm
+    matrix: oracle.Csr | oracle.Nm | oracle.Bitmap
 
     @property
     def dense(self) -> oracle.Array:
@@ -97,11 +97,18 @@ def pack(spec: Spec) -> Packed:
     return _packed(spec, values, structure, oracle.read_csr)
 
 
+def pack_bitmap(spec: Spec) -> Packed:
+    """As `pack`; `block_rows` must be 1."""
+    weights, mask = draw(spec)
+    values, structure = _core.bitmap_pack(stored(weights), spec.dtype, mask)
+    return _packed(spec, values, structure, oracle.read_bitmap)
+
+
 def _packed(
     spec: Spec | NmSpec,
     values: NDArray,
     structure: NDArray[np.uint8],
-    read: Callable[..., oracle.Csr | oracle.Nm],
+    read: Callable[..., oracle.Csr | oracle.Nm | oracle.Bitmap],
 ) -> Packed:
     scale = None
     if spec.dtype == "int8":
@@ -265,5 +272,10 @@ def with_special(packed: Packed, place: tuple[int, int], value: float) -> Packed
     assert at >= 0, f"{place} is not kept"
     values = packed.values.clone()
     values[at] = value
-    matrix = oracle.read_csr(stored(values), packed.structure.numpy(), packed.spec.dtype)
+    read = {
+        oracle.Csr: oracle.read_csr,
+        oracle.Nm: oracle.read_nm,
+        oracle.Bitmap: oracle.read_bitmap,
+    }
+    matrix = read[type(packed.matrix)](stored(values), packed.structure.numpy(), packed.spec.dtype)
     return replace(packed, values=values, matrix=matrix)

@@ -162,6 +162,9 @@ def test_prune_with_calibration_pattern_and_globs(bert: Path, text: Path, tmp_pa
 
 
 def test_prune_to_n_of_every_m(bert: Path, tmp_path: Path):
+    shown = run("prune", bert, "-o", tmp_path / "half", "--pattern", "bitmap")
+    assert "Bitmap" in shown
+    assert "50%" in shown
     shown = run("prune", bert, "-o", tmp_path / "out", "--pattern", "1:4")
     assert "NM(1:4)" in shown
     model = load_pretrained(tmp_path / "out")

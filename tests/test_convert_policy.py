@@ -13,7 +13,7 @@ import torch
 from sparsekern import measure
 from sparsekern._cast import CastConv2d, CastLinear
 from sparsekern.convert import convert_
-from sparsekern.nn import CSRConv2d, CSRLinear
+from sparsekern.nn import BitmapLinear, CSRConv2d, CSRLinear
 from torch import Tensor, nn
 
 Cost = Callable[[nn.Module, Tensor], float]
@@ -34,7 +34,15 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(measure, "clock", clock)
-    for kind in (nn.Linear, nn.Conv2d, CSRLinear, CSRConv2d, CastLinear, CastConv2d):
+    for kind in (
+        nn.Linear,
+        nn.Conv2d,
+        CSRLinear,
+        CSRConv2d,
+        BitmapLinear,
+        CastLinear,
+        CastConv2d,
+    ):
 
         def forward(self: nn.Module, x: Tensor, real: Any = kind.forward, kind: Any = kind):
             result = real(self, x)
@@ -65,7 +73,7 @@ def packed_speed(**factors: float) -> Cost:
     def cost(layer: nn.Module, x: Tensor) -> float:
         if isinstance(layer, CSRLinear):
             return 1.0 / factors[f"n{size(layer)}"]
-        return 100.0 if isinstance(layer, CastLinear) else 1.0
+        return 100.0 if isinstance(layer, (BitmapLinear, CastLinear)) else 1.0
 
     return cost
 
@@ -174,7 +182,7 @@ def test_block_rows_that_the_zeros_have_are_tried(clock: Clock, rows: int, tried
         if isinstance(layer, CSRLinear):
             seen.add(layer.weight.block_rows)
             return 1.0 / (1 + layer.weight.block_rows)
-        return 100.0 if isinstance(layer, CastLinear) else 1.0
+        return 100.0 if isinstance(layer, (BitmapLinear, CastLinear)) else 1.0
 
     model = model_of(16, 30, pattern=sk.Block(rows, 0.75))
     clock.cost = cost

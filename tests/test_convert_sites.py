@@ -12,7 +12,7 @@ import pytest
 import sparsekern as sk
 import torch
 from sparsekern.convert import ConvertResult, convert_
-from sparsekern.nn import CSRConv2d, CSRLinear
+from sparsekern.nn import BitmapLinear, CSRConv2d, CSRLinear
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
@@ -175,7 +175,7 @@ def test_parametrized_weights_are_packed():
     model = nn.Sequential(linear(), nn.ReLU())
     parametrize.register_parametrization(model[0], "weight", Mask())
     check_same(model, torch.randn(5, 24), change=pack)
-    assert type(model[0]) is CSRLinear
+    assert isinstance(model[0], CSRLinear | BitmapLinear)  # a quarter is kept: either may win
 
 
 def test_tied_originals_of_masked_weights_stay():

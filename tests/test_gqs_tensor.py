@@ -233,7 +233,7 @@ def test_layer_computes_and_trains():
         loss = layer(x).square().mean()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses == sorted(losses, reverse=True)
     assert x.grad is not None
     assert torch.equal(layer.weight.codes(), codes)

@@ -11,7 +11,10 @@ import sparsekern as sk
 
 PUBLIC = {
     "NM",
+    "BitmapKVPool",
     "Block",
+    "Bitmap",
+    "BitmapTensor",
     "CSRTensor",
     "CheckpointError",
     "ConvertResult",
@@ -28,6 +31,7 @@ PUBLIC = {
     "nn",
     "ops",
     "prune_",
+    "quant",
     "report",
     "save_file",
     "training",
@@ -46,6 +50,7 @@ def test_public_names():
     assert set(sk.__all__) == PUBLIC
     for name in PUBLIC:
         assert getattr(sk, name) is not None
+    assert "BitmapKVCache" not in sk.__all__  # needs transformers, which is optional
     with pytest.raises(AttributeError):
         _ = sk.no_such_name
 

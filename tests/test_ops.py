@@ -245,12 +245,34 @@ def samples() -> dict[str, list[tuple]]:
     w = sk.NMTensor.from_dense(activations((21, 34)), 2, 4, strict=False)
     pair = (activations((5, 21)).requires_grad_(), activations((5, 34)).requires_grad_())
     nm_sddmm = [(*pair, w.structure, w.values.numel())]
+    bitmap_linear, bitmap_down = [], []
+    for dtype, activation in (
+        (torch.float32, "gelu"),
+        (torch.bfloat16, "relu"),
+        (torch.int8, "none"),
+    ):
+        w = activations((21, 70))
+        b = sk.BitmapTensor.from_dense(w, mask=w > 0, dtype=dtype)
+        x_dtype = "bfloat16" if dtype == torch.bfloat16 else "float32"
+        values = b.values if dtype == torch.int8 else b.values.requires_grad_()
+        bias = activations((21,)).requires_grad_() if dtype == torch.float32 else None
+        x, y = activations((5, 70), x_dtype), activations((5, 21), x_dtype)
+        parts = (values, b.structure, b.scale)
+        bitmap_linear.append((x.requires_grad_(), *parts, bias, 21, ACTIVATIONS.index(activation)))
+        bitmap_down.append((y.requires_grad_(), *parts, 70))
+    pair = (activations((5, 21)).requires_grad_(), activations((5, 70)).requires_grad_())
+    bitmap_sddmm = [(*pair, b.structure, b.values.numel())]
     dense = activations((21, 34))
     kept = [sk.ops.nm_mask(dense, n, m) for n, m in ((2, 4), (1, 16), (3, 32))]
     nm_pack = [
         (dense, kept[0], 2, 4),
         (dense.t().contiguous().t(), kept[1], 1, 16),
         (dense.bfloat16(), kept[2], 3, 32),
+    ]
+    nm_select_pack = [
+        (dense, 2, 4),
+        (dense.t(), 1, 16),
+        (dense.bfloat16(), 3, 32),
     ]
     gqs_linear, gqs_down, gqs_scale = [], [], []
     for scale, zeros, activation in (
@@ -274,7 +296,12 @@ def samples() -> dict[str, list[tuple]]:
         "gqs_linear": gqs_linear,
         "gqs_linear_transposed": gqs_down,
         "gqs_scale_gradient": gqs_scale,
+        "bitmap_linear": bitmap_linear,
+        "bitmap_linear_transposed": bitmap_down,
+        "bitmap_sddmm": bitmap_sddmm,
+        **kv_samples(),
         "nm_pack": nm_pack,
+        "nm_select_pack": nm_select_pack,
         "nm_linear": nm_linear,
         "nm_linear_transposed": nm_down,
         "nm_sddmm": nm_sddmm,
@@ -283,7 +310,28 @@ def samples() -> dict[str, list[tuple]]:
         "csr_linear_transposed": down,
         "csr_conv2d_transposed": conv_down,
         "csr_sddmm": sddmm,
-        "nm_mask": nm,
+        "nm_mask": [*nm, (dense.t(), 2, 8, True)],
+    }
+
+
+def kv_samples() -> dict[str, list[tuple]]:
+    """Of the operators of pruned KV caches: K, V, q, pages with a table, a window, starts."""
+    append, unpack, attention = [], [], []
+    for dtype, head_dim, keep in ((torch.float32, 16, (8, 5)), (torch.bfloat16, 72, (72, 1))):
+        k, v, q = (activations((2, 2, 5, head_dim), seed=i).to(dtype) for i in range(3))
+        elements = 64 * sum(keep) + 16 * head_dim // dtype.itemsize
+        pages = torch.zeros(3, 2, elements, dtype=dtype)
+        table, lengths = torch.tensor([[2], [0]], dtype=torch.int32), torch.tensor([0, 3])
+        sk.ops.bitmap_kv_append(k, v, pages, table, torch.zeros(2, dtype=torch.int64), *keep)
+        append.append((k, v, pages.clone(), table, lengths, *keep))
+        unpack.append((pages, table, lengths, head_dim, *keep, 4))
+        window = (k, v, torch.tensor([5, 0]))
+        attention.append((q[:, :, 0], pages, table, lengths, *keep, *window, lengths // 2, 0.5))
+        attention.append((q[:, 0, :4], pages, table, lengths, *keep, *[None] * 4, 0.1, 5.0))
+    return {
+        "bitmap_kv_append": append,
+        "bitmap_kv_unpack": unpack,
+        "bitmap_attention": attention,
     }
 
 

@@ -524,3 +524,53 @@ def test_the_kernel_is_used_where_it_was_asked_for(monkeypatch):
         used.clear()
         layer(torch.randn(rows, 16, requires_grad=True)).sum().backward()
         assert len(used) == expected
+
+
+def test_masks_that_nothing_asked_for():
+    """Where the kernels choose by themselves, masks are computed late, to the same result."""
+    recipe = tr.Recipe(input_gradient="own", kernel="always")
+    layer = sk.nn.NMTrainingLinear(20, 24, 2, 4, recipe=recipe)
+    assert layer._mask_waits
+    assert layer._back_waits
+    x = batches(1)[0].requires_grad_()
+    layer(x).pow(2).mean().backward()
+    assert layer._mask_waits  # neither pass needed it
+    got = [x.grad, layer.weight.grad, layer(x).detach()]
+    assert torch.equal(layer.mask, sk.ops.nm_mask(layer.weight, 2, 4))
+    assert torch.equal(layer.mask_back, sk.ops.nm_mask(layer.weight.t().contiguous(), 2, 4))
+    assert not layer._mask_waits
+    assert not layer._back_waits
+    x.grad = layer.weight.grad = None
+    layer(x).pow(2).mean().backward()  # with the masks
+    for a, b in zip(got, [x.grad, layer.weight.grad, layer(x).detach()], strict=True):
+        assert torch.equal(a, b)
+    # Weights exchanged between two steps, as for an average of them, leave no mask behind.
+    layer.advance()
+    own = layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(24, 20))
+    assert torch.equal(layer.mask, sk.ops.nm_mask(layer.weight, 2, 4))
+    with torch.no_grad():
+        layer.weight.copy_(own)
+    assert torch.equal(layer.mask, sk.ops.nm_mask(own, 2, 4))
+    # The state has them, in the order of their shape.
+    layer.advance()
+    state = layer.state_dict()
+    assert state["mask_back"].is_contiguous()
+    assert torch.equal(state["mask_back"], sk.ops.nm_mask(own.t().contiguous(), 2, 4))
+
+
+def test_masks_that_must_last_are_computed_at_once():
+    fixed = tr.Recipe(input_gradient="own", kernel="always", fixed_after=2)
+    layer = sk.nn.NMTrainingLinear(20, 24, 2, 4, recipe=fixed)
+    layer.advance()
+    assert layer._mask_waits  # due after the next step too
+    layer.advance()
+    before = layer.mask.clone()
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(24, 20))
+    layer.advance()
+    assert torch.equal(layer.mask, before)
+    for kind in ("same", "transposable"):
+        layer = sk.nn.NMTrainingLinear(20, 24, 2, 4, recipe=tr.Recipe(input_gradient=kind))
+        assert not layer._mask_waits

@@ -10,6 +10,8 @@ PYBIND11_MODULE(_core, m) {
   sparsekern::bind::RegisterIsa(m);
   sparsekern::bind::RegisterCsr(m);
   sparsekern::bind::RegisterNm(m);
+  sparsekern::bind::RegisterBitmap(m);
   sparsekern::bind::RegisterNmMask(m);
+  sparsekern::bind::RegisterBitmapKv(m);
   sparsekern::bind::RegisterGqs(m);
 }

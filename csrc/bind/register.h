@@ -11,7 +11,9 @@ namespace sparsekern::bind {
 void RegisterIsa(pybind11::module_& m);
 void RegisterCsr(pybind11::module_& m);
 void RegisterNm(pybind11::module_& m);
+void RegisterBitmap(pybind11::module_& m);
 void RegisterNmMask(pybind11::module_& m);
+void RegisterBitmapKv(pybind11::module_& m);
 void RegisterGqs(pybind11::module_& m);
 
 // Raises the Python exception that `status` stands for; returns when it is ok.

@@ -23,14 +23,22 @@ Tensor NmMaskOp(const Tensor& score, int64_t n, int64_t m, bool magnitude) {
     ThrowIfError(Status::InvalidValue("nm_mask: score must be [rows, cols], got " +
                                       std::to_string(score.dim()) + " dimensions"));
   }
-  const Tensor rows = score.is_contiguous() ? score : torch::stable::contiguous(score);
+  // A transposed matrix is taken as it lies there, and so is its mask made.
+  args.transposed =
+      !score.is_contiguous() && score.stride(0) == 1 && score.stride(1) == score.size(0);
+  const bool as_it_is = args.transposed || score.is_contiguous();
+  const Tensor rows = as_it_is ? score : torch::stable::contiguous(score);
   args.score = rows.const_data_ptr();
   args.rows = score.size(0);
   args.cols = score.size(1);
   args.n = n;
   args.m = m;
   args.magnitude = magnitude;
-  Tensor mask = torch::stable::new_empty(rows, {args.rows, args.cols}, ScalarType::Bool);
+  Tensor mask =
+      args.transposed
+          ? torch::stable::transpose(
+                torch::stable::new_empty(rows, {args.cols, args.rows}, ScalarType::Bool), 0, 1)
+          : torch::stable::new_empty(rows, {args.rows, args.cols}, ScalarType::Bool);
   args.mask = static_cast<uint8_t*>(mask.mutable_data_ptr());
   ThrowIfError(NmMask(args, TorchParallelFor()));
   return mask;

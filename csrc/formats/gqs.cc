@@ -309,7 +309,7 @@ void GqsPacker::Fill(void* values, void* structure) const {
   uint8_t* base = static_cast<uint8_t*>(structure);
   uint8_t* out = static_cast<uint8_t*>(values);
   std::memset(base, 0, static_cast<size_t>(at.bytes));
-  std::memset(out, 0, static_cast<size_t>(s.value_bytes()));
+  if (s.groups != 0) std::memset(out, 0, static_cast<size_t>(s.value_bytes()));
   std::memcpy(base, kMagic, 4);
   WriteAt<uint32_t>(base + 4, kVersion);
   WriteAt<int64_t>(base + 8, s.rows);

@@ -2,7 +2,6 @@
 #include "sparsekern/nm.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <limits>
 #include <string>
@@ -65,8 +64,8 @@ __attribute__((always_inline)) inline uint32_t NonzeroBytes(const uint8_t* p) {
 // Bit i: column i of a group is kept. `count` columns exist. Elements are bit patterns: zero is
 // "no bit but the sign".
 template <typename T, T kMagnitude>
-__attribute__((always_inline)) inline uint32_t KeptBits(const T* w, int64_t stride,
-                                                        const uint8_t* mask, int count) {
+__attribute__((always_inline)) inline uint32_t KeptBits(const T* w, const uint8_t* mask,
+                                                        int count) {
   uint32_t bits = 0;
   if (mask != nullptr) {
     int i = 0;
@@ -74,7 +73,7 @@ __attribute__((always_inline)) inline uint32_t KeptBits(const T* w, int64_t stri
     for (; i < count; ++i) bits |= static_cast<uint32_t>(mask[i] != 0) << i;
   } else {
     for (int i = 0; i < count; ++i) {
-      bits |= static_cast<uint32_t>((w[i * stride] & kMagnitude) != 0) << i;
+      bits |= static_cast<uint32_t>((w[i] & kMagnitude) != 0) << i;
     }
   }
   return bits;
@@ -83,15 +82,11 @@ __attribute__((always_inline)) inline uint32_t KeptBits(const T* w, int64_t stri
 template <typename T, T kMagnitude, int kM>
 class Source {
  public:
-  Source(const NmDense& dense, const uint8_t* mask, const NmStructure& layout)
-      : dense_(static_cast<const T*>(dense.data)),
-        row_stride_(dense.row_stride),
-        col_stride_(dense.col_stride),
-        mask_(mask),
-        s_(layout) {}
+  Source(const void* dense, const uint8_t* mask, const NmStructure& layout)
+      : dense_(static_cast<const T*>(dense)), mask_(mask), s_(layout) {}
 
-  Status CheckGroups(int64_t begin, int64_t end) const {
-    for (int64_t row = begin; row < end; ++row) {
+  Status CheckGroups() const {
+    for (int64_t row = 0; row < s_.rows; ++row) {
       for (int64_t k = 0; k < s_.cols; k += kM) {
         const uint32_t bits = Bits(row, k);
         if (WithoutLowest(bits, s_.n) != 0) {
@@ -105,12 +100,11 @@ class Source {
     return Status::Ok();
   }
 
-  // Panels begin to end. The sixteen rows of a panel advance together, stretch by stretch, so that
-  // a line of the first-level cache is read to its end before the next row needs its place: rows
-  // are often a power of two apart and meet in one set. Down the columns a line is that of all
-  // sixteen rows, and the stretch is a group.
-  void Fill(void* values, uint8_t* words, int64_t begin, int64_t end) const {
-    for (int64_t panel = begin; panel < end; ++panel) {
+  // The sixteen rows of a panel advance together, stretch by stretch, so that a line of the
+  // first-level cache is read to its end before the next row needs its place: rows are often a
+  // power of two apart and meet in one set.
+  void Fill(void* values, uint8_t* words) const {
+    for (int64_t panel = 0; panel < s_.panels; ++panel) {
       FillPanel(panel, static_cast<T*>(values) + panel * s_.steps * kNmLanes,
                 words + panel * s_.words * kNmLanes * 4);
     }
@@ -121,7 +115,6 @@ class Source {
   static constexpr int kWindow = WindowOf(kM);
   static constexpr int kFieldBits = FieldBitsOf(kM);
   static constexpr int64_t kStretch = 64;  // columns: whole windows and whole lines
-  static constexpr int64_t kAhead = 32;    // columns
 
   // popcount is a loop where the processor's instruction may not be used.
   __attribute__((always_inline)) static uint32_t WithoutLowest(uint32_t bits, int count) {
@@ -130,27 +123,25 @@ class Source {
   }
 
   __attribute__((always_inline)) const T* At(int64_t row, int64_t k) const {
-    return dense_ + row * row_stride_ + k * col_stride_;
+    return dense_ + row * s_.cols + k;
   }
 
   __attribute__((always_inline)) uint32_t Bits(int64_t row, int64_t k) const {
     const uint8_t* mask = mask_ != nullptr ? mask_ + row * s_.cols + k : nullptr;
     if (k + kM <= s_.cols) {  // a trip count that the compiler knows
-      return KeptBits<T, kMagnitude>(At(row, k), col_stride_, mask, kM);
+      return KeptBits<T, kMagnitude>(At(row, k), mask, kM);
     }
-    return KeptBits<T, kMagnitude>(At(row, k), col_stride_, mask, static_cast<int>(s_.cols - k));
+    return KeptBits<T, kMagnitude>(At(row, k), mask, static_cast<int>(s_.cols - k));
   }
 
   // Every slot of the panel and every bit of its words: the buffers need not be cleared before.
   void FillPanel(int64_t panel, T* values, uint8_t* words) const {
     const int n = s_.n;
     const int64_t end = CeilDiv(s_.cols, kWindow) * kWindow;
-    const int64_t stretch = col_stride_ == 1 ? kStretch : kM;
     uint32_t open[kNmLanes] = {};  // the words that are not full yet, one a row
     int shift = 0;                 // bits that they hold
-    for (int64_t k = 0; k < end; k += stretch) {
-      const int64_t until = std::min(k + stretch, end);
-      if (col_stride_ != 1) PrefetchColumns(panel * kNmLanes, k + kAhead);
+    for (int64_t k = 0; k < end; k += kStretch) {
+      const int64_t until = std::min(k + kStretch, end);
       Cursor last;
       for (int lane = 0; lane < kNmLanes; ++lane) {
         last = Cursor{values + lane, words + lane * 4, open[lane], shift};
@@ -163,11 +154,6 @@ class Source {
     }
     if (shift == 0) return;
     for (int lane = 0; lane < kNmLanes; ++lane) WriteAt<uint32_t>(words + lane * 4, open[lane]);
-  }
-
-  // Down the columns each line is far from the one before: the processor does not foresee it.
-  __attribute__((always_inline)) void PrefetchColumns(int64_t row, int64_t k) const {
-    for (int64_t i = k; i < std::min(k + kM, s_.cols); ++i) __builtin_prefetch(At(row, i));
   }
 
   // Where a row of a panel is written next.
@@ -199,7 +185,7 @@ class Source {
       for (int j = 0; j < n; ++j) {
         const int column = std::countr_zero(bits);
         bits &= bits - 1;
-        *at.values = (copied >> column & 1) != 0 ? w[column * col_stride_] : T{0};
+        *at.values = (copied >> column & 1) != 0 ? w[column] : T{0};
         at.values += kNmLanes;
         at.word |= (group + static_cast<uint32_t>(column)) << at.shift;
         at.shift += kFieldBits;
@@ -215,14 +201,12 @@ class Source {
   }
 
   const T* dense_;
-  int64_t row_stride_;
-  int64_t col_stride_;
   const uint8_t* mask_;
   const NmStructure& s_;
 };
 
 template <typename T, T kMagnitude, typename F>
-void WithM(const NmDense& dense, const uint8_t* mask, const NmStructure& s, F f) {
+void WithM(const void* dense, const uint8_t* mask, const NmStructure& s, F f) {
   switch (s.m) {
     case 2: f(Source<T, kMagnitude, 2>(dense, mask, s)); break;
     case 4: f(Source<T, kMagnitude, 4>(dense, mask, s)); break;
@@ -234,7 +218,7 @@ void WithM(const NmDense& dense, const uint8_t* mask, const NmStructure& s, F f)
 
 // Calls f with the Source of the right element width and M.
 template <typename F>
-void WithSource(DType dtype, const NmDense& dense, const uint8_t* mask, const NmStructure& s, F f) {
+void WithSource(DType dtype, const void* dense, const uint8_t* mask, const NmStructure& s, F f) {
   switch (dtype) {
     case DType::kF32: WithM<uint32_t, 0x7fffffffu>(dense, mask, s, f); break;
     case DType::kBF16:
@@ -380,8 +364,7 @@ Status ValidateNm(const void* structure, size_t structure_bytes, const void* val
   return status;
 }
 
-Status NmPacker::Plan(const NmDense& dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
-                      const uint8_t* mask, const ParallelFor& parallel_for) {
+Status PlanNm(int64_t rows, int64_t cols, int n, int m, DType dtype, NmStructure* out) {
   SPARSEKERN_RETURN_IF_ERROR(CheckExtents("nm", rows, cols));
   SPARSEKERN_RETURN_IF_ERROR(CheckPattern("nm:", n, m));
   if (!IsValid(dtype)) return Status::InvalidType("nm: dense has an unknown dtype");
@@ -393,19 +376,31 @@ Status NmPacker::Plan(const NmDense& dense, DType dtype, int64_t rows, int64_t c
     return Status::OutOfMemory("nm: a matrix of " + Text(rows) + " x " + Text(cols) +
                                " must fit into the address space");
   }
-  std::atomic<bool> sound{true};
-  WithSource(dtype, dense, mask, s, [&](const auto& source) {
-    ForEachRange(parallel_for, s.panels, [&](int64_t begin, int64_t end) {
-      const int64_t last = std::min(end * kNmLanes, rows);
-      if (!source.CheckGroups(begin * kNmLanes, last).ok()) sound.store(false);
-    });
-  });
-  if (!sound.load()) {  // once more, for the first of them
-    Status status;
-    WithSource(dtype, dense, mask, s,
-               [&](const auto& source) { status = source.CheckGroups(0, rows); });
-    return status;
-  }
+  *out = s;
+  return Status::Ok();
+}
+
+size_t NmStructureBytes(const NmStructure& s) { return static_cast<size_t>(StructureBytes(s)); }
+
+void WriteNmHeader(const NmStructure& s, void* out) {
+  auto* base = static_cast<uint8_t*>(out);
+  std::memset(base, 0, kAlign);
+  std::memcpy(base, kMagic, 4);
+  WriteAt<uint32_t>(base + 4, kVersion);
+  WriteAt<int64_t>(base + 8, s.rows);
+  WriteAt<int64_t>(base + 16, s.cols);
+  WriteAt<uint32_t>(base + 24, static_cast<uint32_t>(s.n));
+  WriteAt<uint32_t>(base + 28, static_cast<uint32_t>(s.m));
+  WriteAt<int64_t>(base + 32, s.steps);
+}
+
+Status NmPacker::Plan(const void* dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
+                      const uint8_t* mask) {
+  NmStructure s;
+  SPARSEKERN_RETURN_IF_ERROR(PlanNm(rows, cols, n, m, dtype, &s));
+  Status status;
+  WithSource(dtype, dense, mask, s, [&](const auto& source) { status = source.CheckGroups(); });
+  SPARSEKERN_RETURN_IF_ERROR(status);
   dense_ = dense;
   mask_ = mask;
   dtype_ = dtype;
@@ -413,22 +408,12 @@ Status NmPacker::Plan(const NmDense& dense, DType dtype, int64_t rows, int64_t c
   return Status::Ok();
 }
 
-size_t NmPacker::structure_bytes() const { return static_cast<size_t>(StructureBytes(layout_)); }
+size_t NmPacker::structure_bytes() const { return NmStructureBytes(layout_); }
 
-void NmPacker::Fill(void* values, void* structure, const ParallelFor& parallel_for) const {
-  uint8_t* base = static_cast<uint8_t*>(structure);
-  std::memset(base, 0, kAlign);
-  std::memcpy(base, kMagic, 4);
-  WriteAt<uint32_t>(base + 4, kVersion);
-  WriteAt<int64_t>(base + 8, layout_.rows);
-  WriteAt<int64_t>(base + 16, layout_.cols);
-  WriteAt<uint32_t>(base + 24, static_cast<uint32_t>(layout_.n));
-  WriteAt<uint32_t>(base + 28, static_cast<uint32_t>(layout_.m));
-  WriteAt<int64_t>(base + 32, layout_.steps);
+void NmPacker::Fill(void* values, void* structure) const {
+  WriteNmHeader(layout_, structure);
   WithSource(dtype_, dense_, mask_, layout_, [&](const auto& source) {
-    ForEachRange(parallel_for, layout_.panels, [&](int64_t begin, int64_t end) {
-      source.Fill(values, base + kAlign, begin, end);
-    });
+    source.Fill(values, static_cast<uint8_t*>(structure) + kAlign);
   });
 }
 

@@ -8,12 +8,15 @@ of `sparsekern.ops` are the operators ``torch.ops.sparsekern.*`` with names and 
 
 from __future__ import annotations
 
+from typing import Any
+
 from sparsekern import _library
 from sparsekern._core import __version__
 
 _library.load()  # what follows needs the operators
 
 from sparsekern import (  # noqa: E402
+    _autograd_bitmap,  # noqa: F401
     _autograd_gqs,  # noqa: F401
     _autograd_nm,  # noqa: F401
     autograd,
@@ -21,9 +24,12 @@ from sparsekern import (  # noqa: E402
     interop,
     nn,
     ops,
+    quant,
     training,
 )
 from sparsekern._hf import load_pretrained  # noqa: E402
+from sparsekern._kv_pool import BitmapKVPool  # noqa: E402
+from sparsekern.bitmap import BitmapTensor  # noqa: E402
 from sparsekern.checkpoint import (  # noqa: E402
     CheckpointError,
     load_file,
@@ -34,7 +40,7 @@ from sparsekern.convert import ConvertResult, convert_  # noqa: E402
 from sparsekern.csr import CSRTensor  # noqa: E402
 from sparsekern.gqs import GQSTensor  # noqa: E402
 from sparsekern.nm import NMTensor  # noqa: E402
-from sparsekern.patterns import GQS, NM, Block, Unstructured  # noqa: E402
+from sparsekern.patterns import GQS, NM, Bitmap, Block, Unstructured  # noqa: E402
 from sparsekern.prune import prune_  # noqa: E402
 
 # A function and its module have one name. A module is bound to its name in the package when it is
@@ -44,6 +50,9 @@ from sparsekern.report import report  # noqa: E402
 __all__ = [
     "GQS",
     "NM",
+    "Bitmap",
+    "BitmapKVPool",
+    "BitmapTensor",
     "Block",
     "CSRTensor",
     "CheckpointError",
@@ -62,7 +71,17 @@ __all__ = [
     "nn",
     "ops",
     "prune_",
+    "quant",
     "report",
     "save_file",
     "training",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`BitmapKVCache`, which needs transformers, on first use."""
+    if name == "BitmapKVCache":
+        from sparsekern._kv_cache import BitmapKVCache
+
+        return BitmapKVCache
+    raise AttributeError(f"module 'sparsekern' has no attribute {name!r}")

@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from sparsekern._cast import CastConv2d, CastLinear
 from sparsekern._nm_mask import GROUP_SIZES
 from sparsekern._sites import Site
+from sparsekern.bitmap import BitmapTensor
 from sparsekern.csr import CSRTensor
 from sparsekern.gqs import GQSTensor
 from sparsekern.nm import NMTensor
-from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear, GQSLinear, NMLinear
+from sparsekern.nn import BitmapLinear, CSRConv2d, CSRLayer, CSRLinear, GQSLinear, NMLinear
 from sparsekern.nn._layer import trainable
 from sparsekern.nn.gqs import trainable_scales
 from sparsekern.patterns import GQS
 
-_T = TypeVar("_T", CSRTensor, NMTensor)
+_T = TypeVar("_T", CSRTensor, NMTensor, BitmapTensor)
 _FILL = 1.05  # blocks may store this many times the nonzero weights: 5 % of explicit zeros
+# Sparsity at which a bit a weight may be the fastest: below it dense is, above it csr.
+_BITMAP_SPARSITY = (0.15, 0.75)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class Candidate:
     Attributes:
         label: names the form; equal labels of different sites are tried together. "dense" is
             the weight as it is.
-        format: "csr", "nm", "gqs" or "dense".
+        format: "csr", "nm", "bitmap", "gqs" or "dense".
         block_rows: outputs that share a pattern; 0 for dense.
         modules: what would stand for `site.modules`, in that order.
         nbytes: of the weight.
@@ -85,14 +88,16 @@ def candidates_for(
         blocks = block_structure(site.dense) if block_rows == "auto" else [int(block_rows)]
         linear = not any(isinstance(module, nn.Conv2d) for module in site.modules)
         patterns = nm_patterns(site.dense) if linear and block_rows in ("auto", 1) else []
+        bitmap = linear and not patterns and block_rows in ("auto", 1) and bitmap_fits(site.dense)
         finite = torch.int8 not in allowed or bool(site.dense.isfinite().all())
         for dtype in [own, *(d for d in allowed if d != own)]:
             if dtype == torch.int8 and not finite:
                 continue
             int8_x = int8_activations and dtype == torch.int8
             result += [_packed(site, dtype, rows, int8_x) for rows in blocks]
-            if not int8_x:  # nm has no products with x in int8
+            if not int8_x:  # nm and bitmap have no products with x in int8
                 result += [_packed_nm(site, dtype, *pattern) for pattern in patterns]
+                result += [_packed_bitmap(site, dtype)] if bitmap else []
         if quantize is not None and linear and bool(site.dense.isfinite().all()):
             result.append(_packed_gqs(site, quantize))
     casts = [d for d in allowed if d.is_floating_point and d.itemsize < own.itemsize]
@@ -139,6 +144,25 @@ def nm_patterns(dense: Tensor) -> list[tuple[int, int]]:
         if 0 < n < m and n * groups.numel() <= _FILL * nonzero:
             return [(n, m)]
     return []
+
+
+def bitmap_fits(dense: Tensor) -> bool:
+    """Whether so many weights are zero, and so many are not, that a bit a weight pays."""
+    zeros = 1.0 - int(torch.count_nonzero(dense)) / dense.numel()
+    return _BITMAP_SPARSITY[0] <= zeros < _BITMAP_SPARSITY[1]
+
+
+def _packed_bitmap(site: Site, dtype: torch.dtype) -> Candidate:
+    assert site.dense is not None
+    packed = BitmapTensor.from_dense(site.dense, dtype=dtype)
+    packed = _trained_as(site, packed)
+    modules: list[nn.Module] = []
+    for module in site.modules:
+        bias = module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        modules.append(BitmapLinear.from_packed(packed, bias).train(module.training))
+    label = f"bitmap {describe_dtype(dtype)}"
+    return Candidate(label, "bitmap", 1, tuple(modules), packed.nbytes)
 
 
 def _packed_nm(site: Site, dtype: torch.dtype, n: int, m: int) -> Candidate:

@@ -21,7 +21,7 @@ from sparsekern._packed import DTYPE_NAMES, PackedTensor
 from sparsekern.csr import CSRTensor
 from sparsekern.gqs import GQSTensor
 from sparsekern.nm import NMTensor
-from sparsekern.nn import CSRConv2d, CSRLinear, GQSLinear, NMLinear, PackedLayer
+from sparsekern.nn import BitmapLinear, CSRConv2d, CSRLinear, GQSLinear, NMLinear, PackedLayer
 
 VERSION = 1
 KEY, CRC_KEY = "sparsekern", "sparsekern.crc32"
@@ -30,6 +30,7 @@ _KINDS: dict[str, type[PackedLayer]] = {
     "csr_linear": CSRLinear,
     "csr_conv2d": CSRConv2d,
     "nm_linear": NMLinear,
+    "bitmap_linear": BitmapLinear,
     "gqs_linear": GQSLinear,
 }
 
@@ -110,8 +111,9 @@ class LayerSpec:
                     f"checkpoint: {field} of layer {name!r} must be one of "
                     f"{', '.join(map(str, allowed))}, got {got!r}; a newer sparsekern may read it"
                 )
-        csr = raw["kind"].startswith("csr")
-        if raw["int8_activations"] and not (csr and raw["dtype"] == "int8"):
+        if raw["int8_activations"] and (
+            raw["dtype"] != "int8" or not raw["kind"].startswith("csr_")
+        ):
             raise CheckpointError(
                 f"checkpoint: int8_activations of layer {name!r} must come with int8 values of "
                 f"csr, got {raw['dtype']} of {raw['kind']}"
@@ -126,7 +128,9 @@ class LayerSpec:
                 f"checkpoint: shape of layer {name!r} must be [rows, cols], got {shape!r}"
             )
         pattern = raw["pattern"]
-        if not isinstance(pattern, str) or bool(pattern) == csr:
+        if not isinstance(pattern, str) or bool(pattern) != (
+            raw["kind"] in ("nm_linear", "gqs_linear")
+        ):
             raise CheckpointError(
                 f"checkpoint: pattern of layer {name!r} must be n:m for nm, w4g16 or the like "
                 f"for gqs and empty for others, "

@@ -183,6 +183,9 @@ def _kernels() -> list[str]:
                 for int8_x in {False, dtype == "int8"}:
                     found[_core.csr_kernel(structure, dtype, x_rows, False, int8_x)] = None
                     found[_core.csr_kernel(structure, dtype, x_rows, True, int8_x)] = None
+        _, structure = _core.bitmap_pack(weight.astype(kind), dtype)
+        for x_rows in (1, 1024):
+            found[_core.bitmap_kernel(structure, dtype, x_rows)] = None
         for m in GROUP_SIZES:
             _, structure = _core.nm_pack(np.zeros((16, 32), kind), dtype, 1, m)
             for x_rows in (1, 1024):

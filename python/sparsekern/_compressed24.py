@@ -26,19 +26,20 @@ from sparsekern._cutlass24 import (
 from sparsekern._packed import check_matrix_size
 from sparsekern.nm import NMTensor
 
-_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-_VALUES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64, *_FLOAT8)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+VALUES = (torch.float32, torch.bfloat16, torch.float16, torch.int8, torch.float64, *FLOAT8)
 _TILE = 16  # marlin: of rows and columns
 _TILES = 4  # that are permuted together
 
 BITMASK = ("shape", "compressed", "bitmask")
 MARLIN = ("weight_packed", "meta", "scale_packed")
+SPARSE_BITMASK = ("shape", "compressed", "bitmask", "row_offsets")
 
 
 # --- sparse-24-bitmask ----------------------------------------------------------------------------
 
 
-def _size_of(operator: str, shape: object) -> tuple[int, int]:
+def size_of(operator: str, shape: object) -> tuple[int, int]:
     """The two numbers of `shape`: a tensor [2] or [2, 1], or a sequence."""
     if isinstance(shape, Tensor):
         check_tensor(operator, "shape", shape, (torch.int64, torch.int32))
@@ -61,8 +62,8 @@ def _dense_of_bitmask(
     operator: str, shape: object, compressed: Tensor, bitmask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The dense matrix, in the dtype of `compressed`, and its pattern; both on the CPU."""
-    rows, cols = _size_of(operator, shape)
-    check_tensor(operator, "compressed", compressed, _VALUES)
+    rows, cols = size_of(operator, shape)
+    check_tensor(operator, "compressed", compressed, VALUES)
     check_tensor(operator, "bitmask", bitmask, (torch.uint8,))
     if cols % 2:
         raise ValueError(f"{operator}: shape must have an even number of columns, got {cols}")
@@ -114,7 +115,7 @@ def from_bitmask(
             the last column; a group of more than two, named by row and columns.
     """
     dense, mask = _dense_of_bitmask("from_bitmask", shape, compressed, bitmask)
-    if dense.dtype in _FLOAT8:
+    if dense.dtype in FLOAT8:
         dense = dense.float()
     return pack("from_bitmask", dense, mask, (2, 4), scale).to(compressed.device)
 
@@ -246,7 +247,7 @@ def from_marlin24(weight_packed: Tensor, meta: Tensor, scale_packed: Tensor) -> 
 
 @dataclass(frozen=True)
 class CompressedLayer:
-    """A module whose weight is compressed in one of the two ways."""
+    """A module whose weight is compressed in one of the ways."""
 
     module: str
     format: str
@@ -263,6 +264,10 @@ class CompressedLayer:
         try:
             if self.format == "marlin-24":
                 return from_marlin24(*parts)
+            if self.format == "sparse-bitmask":
+                from sparsekern._compressed_bitmap import dense_of_sparse_bitmask
+
+                return dense_of_sparse_bitmask(operator, *parts)[0]
             dense, _ = _dense_of_bitmask(operator, *parts)
         except (TypeError, ValueError) as error:
             text = str(error).split(": ", 1)[1]
@@ -278,10 +283,15 @@ def compressed_layers(names: Iterable[str]) -> dict[str, CompressedLayer]:
     formats = {
         "bitmask": ("sparse-24-bitmask", BITMASK),
         "scale_packed": ("marlin-24", MARLIN),
+        "row_offsets": ("sparse-bitmask", SPARSE_BITMASK),
     }
     found: dict[str, CompressedLayer] = {}
+    names = list(names)
+    known = set(names)
     for name in names:
         module, _, last = name.rpartition(".")
+        if last == "bitmask" and key(module, "row_offsets") in known:
+            continue  # of sparse-bitmask, which has this part too
         if last in formats:
             format_, parts = formats[last]
             layer = CompressedLayer(module, format_, tuple(key(module, part) for part in parts))
@@ -293,7 +303,8 @@ def dense_state_dict(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with compressed 2:4 weights made dense, for ``model.load_state_dict``.
 
     ``<module>.weight`` takes the place of the three tensors of ``sparse-24-bitmask`` (as
-    `from_bitmask`, dense and in the dtype stored) or ``marlin-24`` (as `from_marlin24`), and of a
+    `from_bitmask`, dense and in the dtype stored), of the four of ``sparse-bitmask`` (as
+    `from_sparse_bitmask`), of the three of ``marlin-24`` (as `from_marlin24`), and of a
     ``torch.sparse.SparseSemiStructuredTensor``. All else stays as it is: so does a quantization
     beside a bitmask (``weight_scale``). `sparsekern.convert_` then finds the pattern and packs.
 

@@ -16,7 +16,7 @@ class LayerDecision:
         name: of the first module that uses it.
         shape: of the dense weight.
         sparsity: share of zeros; None where the layer was not looked into.
-        decision: "csr", "nm" or "dense".
+        decision: "csr", "nm", "bitmap" or "dense".
         reason: why, in words.
         format: such as "csr float32", "csr r4 int8" (4 rows share a pattern), "dense bfloat16".
         bytes_before: of the dense weight.

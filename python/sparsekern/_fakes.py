@@ -94,7 +94,7 @@ def _linear(
     return x.new_empty((*x.shape[:-1], rows))
 
 
-for _operator in ("csr_linear", "nm_linear"):
+for _operator in ("bitmap_linear", "csr_linear", "nm_linear"):
     register_fake(_operator)(partial(_linear, _operator))
 
 
@@ -201,6 +201,20 @@ def _nm_pack_fake(w: Tensor, mask: Tensor, n: int, m: int) -> tuple[Tensor, Tens
             f"nm_pack: w and mask must be [rows, cols], both the same, got {list(w.shape)} and "
             f"{list(mask.shape)}"
         )
+    return _packed_parts(w, n, m)
+
+
+@register_fake("nm_select_pack")
+def _nm_select_pack_fake(w: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
+    if w.dtype not in _X_DTYPES:
+        raise TypeError(f"nm_select_pack: w must be float32, bfloat16 or float16, got {w.dtype}")
+    if w.dim() != 2:
+        raise ValueError(f"nm_select_pack: w must be [rows, cols], got {w.dim()} dimensions")
+    return _packed_parts(w, n, m)
+
+
+def _packed_parts(w: Tensor, n: int, m: int) -> tuple[Tensor, Tensor]:
+    """Empty values and structure of w in the format nm."""
     rows, cols = w.shape
     window = 4 if m <= 4 else 16 if m <= 16 else 32
     field_bits = 2 if m <= 4 else 4 if m <= 16 else 8

@@ -134,4 +134,14 @@ def _nm_mask_elsewhere(score: Tensor, n: int, m: int, magnitude: bool = False) -
 @torch.library.register_fake("sparsekern::nm_mask")  # type: ignore[untyped-decorator]
 def _nm_mask_fake(score: Tensor, n: int, m: int, magnitude: bool = False) -> Tensor:
     _check(score, n, m)
-    return score.new_empty(score.shape, dtype=torch.bool)
+    rows, cols = score.shape
+    if _lies_transposed(score):
+        return score.new_empty((cols, rows), dtype=torch.bool).t()
+    return score.new_empty((rows, cols), dtype=torch.bool)
+
+
+def _lies_transposed(score: Tensor) -> bool:
+    """Whether the kernel takes a matrix as the transposed of what is contiguous; CPU only."""
+    if score.device.type != "cpu" or score.is_contiguous():
+        return False
+    return score.stride() == (1, score.shape[0])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``sparsekern prune | convert | bench | inspect | info``."""
+"""The command line: ``sparsekern prune | convert | bench | inspect | info | kv-demo``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sparsekern import _cli_inspect, _cli_models
+from sparsekern import _cli_inspect, _cli_models, _kv_demo
 from sparsekern._sites import as_globs, find_sites
 from sparsekern.convert import convert_
-from sparsekern.patterns import NM, Block, Pattern, Unstructured
+from sparsekern.patterns import NM, Bitmap, Block, Pattern, Unstructured
 from sparsekern.prune import prune_
 from sparsekern.report import report
 
@@ -34,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
 )
 _F = TypeVar("_F", bound=Callable[..., None])
-_PATTERNS = {"unstructured": 1, "block2": 2, "block4": 4}
+_PATTERNS = {"unstructured": 1, "block2": 2, "block4": 4, "bitmap": 0}
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 Model = Annotated[
@@ -320,6 +320,28 @@ def info(
         typer.echo(f"{name:{width}}  {text or ' '.join(map(str, values))}")
 
 
+@app.command("kv-demo")
+@_one_line_errors
+def kv_demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Directory for the model and the results.")
+    ] = Path(".kv-demo"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of training.")] = 600,
+    sequences: Annotated[int, typer.Option(min=1, help="Held-out texts to measure on.")] = 16,
+    threads: Threads = None,
+) -> None:
+    """Show what a pruned KV cache costs and saves, on a small language model that it trains.
+
+    A second run takes the model that the first one trained. Needs transformers; plots with
+    matplotlib.
+    """
+    _set_threads(threads)
+    with _progress() as sink:
+        rows = _kv_demo.run(output, steps, sequences, sink)
+    typer.echo(_kv_demo.table(rows))
+    typer.echo(f"wrote {output / 'rows.json'}" + (" and plot.png" * (output / "plot.png").exists()))
+
+
 def _pattern(name: str, sparsity: float | None) -> Pattern:
     """The pattern of --pattern and --sparsity."""
     kept = re.fullmatch(r"(\d+):(\d+)", name)
@@ -329,6 +351,8 @@ def _pattern(name: str, sparsity: float | None) -> Pattern:
         return NM(int(kept[1]), int(kept[2]))
     if name not in _PATTERNS:
         raise ValueError(f"--pattern must be one of {', '.join(_PATTERNS)}, N:M, got {name!r}")
+    if name == "bitmap":
+        return Bitmap(0.5 if sparsity is None else sparsity)
     share = 0.8 if sparsity is None else sparsity
     return Unstructured(share) if _PATTERNS[name] == 1 else Block(_PATTERNS[name], share)
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Functions over the operators ``torch.ops.sparsekern.*``.
 
-The functions take a `CSRTensor` or `NMTensor` and names; the operators take its parts and codes,
+The functions take a packed tensor and names; the operators take its parts and codes,
 and are what ``torch.compile`` and ``torch.export`` see. Products are differentiable
 (`sparsekern.autograd`).
 
-With csr, a pruned weight contributes nothing, whatever x holds there, infinities and NaN too; a
-kept weight, an explicit zero too, multiplies as IEEE 754 says, and so does every weight that an N:M
-matrix stores. Sums are in float32.
+With csr and bitmap, a pruned weight contributes nothing, whatever x holds there, infinities and NaN
+too; a kept weight, an explicit zero too, multiplies as IEEE 754 says, and so does every weight that
+an N:M matrix stores. Sums are in float32.
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from sparsekern import _activations, _fakes  # noqa: F401  # the fakes register themselves
+from sparsekern._bitmap_kv import bitmap_attention, bitmap_kv_append, bitmap_kv_unpack
 from sparsekern._library import translated
 from sparsekern._nm_mask import nm_mask
 from sparsekern._nm_transposable import nm_mask_transposable
+from sparsekern.bitmap import BitmapTensor
 from sparsekern.csr import CSRTensor
 from sparsekern.gqs import GQSTensor
 from sparsekern.nm import NMTensor
 
 __all__ = [
+    "bitmap_attention",
+    "bitmap_kv_append",
+    "bitmap_kv_unpack",
+    "bitmap_linear",
     "csr_conv2d",
     "csr_linear",
     "csr_sddmm",
@@ -44,6 +50,7 @@ _unpack_dual: Any = forward_ad.unpack_dual
 _sddmm = torch.ops.sparsekern.csr_sddmm.default
 _nm = torch.ops.sparsekern.nm_linear.default
 _gqs = torch.ops.sparsekern.gqs_linear.default
+_bitmap = torch.ops.sparsekern.bitmap_linear.default
 # With no gradient to record, the kernel registered for autograd, which is Python, would only cost
 # time: this guard goes past it, and past nothing else (modes, functorch and fake tensors remain).
 _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
@@ -157,6 +164,41 @@ def nm_linear(
     code = _activations.code_of("nm_linear", activation)
     _check_packed("nm_linear", w, NMTensor)
     return linear_nm(x, w.values, w.structure, w.scale, bias, w.shape[0], code)
+
+
+def bitmap_linear(
+    x: Tensor, w: BitmapTensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """activation(x W^T + bias) with a bitmap matrix.
+
+    Args:
+        x: [..., cols], float32, bfloat16 or float16; any leading dimensions and strides.
+        w: [rows, cols].
+        bias: [rows], float32 or the dtype of x.
+        activation: none, relu, relu6, gelu, gelu_tanh, silu or hardswish.
+
+    Returns:
+        [..., rows] in the dtype of x, contiguous.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `csr_linear`.
+    """
+    code = _activations.code_of("bitmap_linear", activation)
+    _check_packed("bitmap_linear", w, BitmapTensor)
+    return linear_bitmap(x, w.values, w.structure, w.scale, bias, w.shape[0], code)
+
+
+def linear_bitmap(
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    activation: int,
+) -> Tensor:
+    """`bitmap_linear` from the parts of a packed matrix and an activation's code."""
+    return _called("bitmap_linear", _bitmap, x, values, structure, scale, bias, rows, activation)
 
 
 def gqs_linear(

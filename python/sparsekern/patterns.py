@@ -28,7 +28,7 @@ from sparsekern._nm_mask import check_group, nm_mask
 from sparsekern._order import sort_keys
 from sparsekern.gqs import check_kind, to_columns
 
-__all__ = ["GQS", "NM", "Block", "Pattern", "Unstructured"]
+__all__ = ["GQS", "NM", "Bitmap", "Block", "Pattern", "Unstructured"]
 
 _SCOPES = ("layer", "row")
 _P = TypeVar("_P", bound="Pattern")
@@ -84,7 +84,7 @@ class Pattern:
 
     def __post_init__(self) -> None:
         if type(self) is Pattern:
-            raise TypeError("Pattern: is abstract; choose Unstructured, Block, NM or GQS")
+            raise TypeError("Pattern: is abstract; choose Unstructured, Bitmap, Block, NM or GQS")
         _check_sparsity(type(self).__name__, self.sparsity)
 
     @property
@@ -167,6 +167,15 @@ class Unstructured(Pattern):
     """Any weight may be pruned. `sparsity`: share of weights to prune, in [0, 1]."""
 
     sparsity: float
+
+
+@dataclass(frozen=True)
+class Bitmap(Unstructured):
+    """Any weight may be pruned, for the format ``bitmap``: 30 to 75 % of them.
+
+    Masks as `Unstructured` does; the name says what is meant to become of them. `convert_` looks at
+    the zeros alone, so either pattern may end in either format.
+    """
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,26 @@ from sparsekern import _table, measure
 from sparsekern._candidates import describe_dtype
 from sparsekern._checkpoint_format import pattern_of
 from sparsekern._examples import as_examples
+from sparsekern._packed import PackedTensor
 from sparsekern._sites import Site, find_sites, packed_layers
 from sparsekern._trial import Call, Trial, run_trials
+from sparsekern.bitmap import BitmapTensor
 from sparsekern.checkpoint import unwrapped
 from sparsekern.convert import REASON
 from sparsekern.csr import CSRTensor
 from sparsekern.gqs import GQSTensor
+from sparsekern.nm import NMTensor
 from sparsekern.nn import CSRConv2d, PackedLayer
 from sparsekern.prune.calibration import Forward, feed
 
 __all__ = ["LayerReport", "Report", "report"]
+
+_FORMATS: dict[type[PackedTensor], str] = {
+    CSRTensor: "csr",
+    NMTensor: "nm",
+    BitmapTensor: "bitmap",
+    GQSTensor: "gqs",
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class LayerReport:
 
     Attributes:
         name: in the model.
-        format: "csr", "nm", "gqs" or "dense".
+        format: "csr", "nm", "bitmap", "gqs" or "dense".
         dtype: of the weight's values; "w4g16" or the like for gqs.
         block_rows: outputs that share a pattern; 0 for dense.
         shape: of the dense weight; [out, in] for packed convolutions.
@@ -170,7 +180,7 @@ class Report:
 
 
 def report(
-    model: nn.Module,
+    model: nn.Module | Any,
     example_inputs: Any = None,
     *,
     forward: Forward | None = None,
@@ -182,7 +192,7 @@ def report(
     takes the dense weights' memory. torch's current number of threads is used.
 
     Args:
-        model: any module, converted or not.
+        model: any module, converted or not; or a `BitmapKVCache`, whose layers' bytes are listed.
         example_inputs: as `convert_` takes them; None: nothing is run.
         forward: `forward(model, example)` runs one example its own way.
         seconds: about how long to measure; at least 5 passes are made.
@@ -191,6 +201,9 @@ def report(
         TypeError, ValueError: bad arguments, weights without data.
         MemoryError: the dense weights do not fit.
     """
+    if not isinstance(model, nn.Module) and callable(getattr(model, "report", None)):
+        listed: Report = model.report()
+        return listed
     root = unwrapped(model, "report")
     examples = as_examples("report", model, example_inputs)
     packed = packed_layers(root)
@@ -279,7 +292,7 @@ def _packed_report(
     names = dict.fromkeys(layer.kernel(_rows(layer, call)) for call in calls)
     fields = {
         "name": name,
-        "format": type(weight).__name__.removesuffix("Tensor").lower(),
+        "format": _FORMATS[type(weight)],
         "dtype": pattern_of(weight)
         if isinstance(weight, GQSTensor)
         else describe_dtype(weight.dtype),

@@ -103,6 +103,33 @@ std::vector<uint8_t> Mask(const Scores& scores, NmMaskArgs a, const ParallelFor&
   return mask;
 }
 
+// The same, score and mask lying transposed in memory.
+std::vector<uint8_t> MaskDown(const Scores& scores, NmMaskArgs a) {
+  const size_t element = SizeOf(scores.dtype);
+  std::vector<uint8_t> turned(scores.bytes.size());
+  std::vector<uint8_t> mask(scores.numbers.size() + 64, 7);
+  const auto each = [&](auto visit) {
+    for (int64_t row = 0; row < a.rows; ++row) {
+      for (int64_t col = 0; col < a.cols; ++col) {
+        visit(static_cast<size_t>(row * a.cols + col), static_cast<size_t>(col * a.rows + row));
+      }
+    }
+  };
+  each([&](size_t from, size_t to) {
+    std::memcpy(turned.data() + to * element, scores.bytes.data() + from * element, element);
+  });
+  a.score = turned.data();
+  a.dtype = scores.dtype;
+  a.mask = mask.data();
+  a.transposed = true;
+  const Status status = NmMask(a, Serial());
+  EXPECT_TRUE(status.ok()) << status.message();
+  for (size_t i = scores.numbers.size(); i < mask.size(); ++i) EXPECT_EQ(mask[i], 7);
+  std::vector<uint8_t> out(scores.numbers.size());
+  each([&](size_t to, size_t from) { out[to] = mask[from]; });
+  return out;
+}
+
 class NmMaskTest : public ::testing::TestWithParam<NamedIsa> {};
 
 TEST_P(NmMaskTest, EveryPattern) {
@@ -114,6 +141,12 @@ TEST_P(NmMaskTest, EveryPattern) {
         NmMaskArgs args{nullptr, dtype, 3, 37 * m, n, m, n % 2 == 0, nullptr};
         const Scores scores = MakeScores(dtype, args.rows * args.cols, static_cast<uint64_t>(n));
         ASSERT_EQ(Mask(scores, args, Serial()), Expected(scores, args))
+            << n << ":" << m << " " << Name(dtype);
+        // Rows as lanes: whole vectors of every width and a rest.
+        args.rows = 19;
+        args.cols = 3 * m;
+        const Scores down = MakeScores(dtype, args.rows * args.cols, static_cast<uint64_t>(n));
+        ASSERT_EQ(MaskDown(down, args), Expected(down, args))
             << n << ":" << m << " " << Name(dtype);
       }
     }
@@ -129,6 +162,7 @@ TEST_P(NmMaskTest, EveryWidth) {
         const Scores scores = MakeScores(DType::kF32, args.rows * cols, 3);
         ASSERT_EQ(Mask(scores, args, Serial()), Expected(scores, args))
             << n << ":" << m << " " << cols;
+        ASSERT_EQ(MaskDown(scores, args), Expected(scores, args)) << n << ":" << m << " " << cols;
       }
     }
   }

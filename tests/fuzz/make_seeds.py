@@ -2,7 +2,7 @@
 """Writes the fuzzers' first inputs: small valid matrices, in the layout that
 ``tests/fuzz/<format>_reader.cc`` reads.
 
-Usage: python tests/fuzz/make_seeds.py FOLDER [csr|nm|gqs]
+Usage: python tests/fuzz/make_seeds.py FOLDER [csr|nm|bitmap|gqs]
 """
 
 from __future__ import annotations
@@ -35,6 +35,12 @@ def nm(dense: NDArray, dtype: str, rng: np.random.Generator) -> Iterator[Packed]
         yield f"{n}of{m}", *_core.nm_pack(dense, dtype, n, m, mask)
 
 
+def bitmap(dense: NDArray, dtype: str, rng: np.random.Generator) -> Iterator[Packed]:
+    for density in (0.0, 0.1, 0.5, 1.0):
+        mask = rng.random(dense.shape) < density
+        yield f"{density}", *_core.bitmap_pack(dense, dtype, mask)
+
+
 def gqs(dense: NDArray, dtype: str, rng: np.random.Generator) -> Iterator[Packed]:
     """The dtype is that of the scales; "int8" stands for uint8."""
     rows, cols = dense.shape
@@ -52,7 +58,7 @@ def gqs(dense: NDArray, dtype: str, rng: np.random.Generator) -> Iterator[Packed
         yield f"w{bits}g{group}", rest, structure
 
 
-FORMATS = {"csr": csr, "nm": nm, "gqs": gqs}
+FORMATS = {"csr": csr, "nm": nm, "bitmap": bitmap, "gqs": gqs}
 
 
 def main(folder: Path, name: str = "csr") -> None:

@@ -12,8 +12,9 @@ namespace sparsekern {
 
 // One lane: R rows of weights times U vectors of x. Short products keep S sets of sums on
 // alternating steps, to hide the multiply-add's latency. The sums start at 0 and meet y at the end:
-// y comes from the second-level cache, and this way nothing waits for it.
-template <typename V, int R, int U>
+// y comes from the second-level cache, and this way nothing waits for it. Weights and columns of a
+// lane are kStride elements apart.
+template <typename V, int R, int U, int kStride = kSliceLanes>
 static inline __attribute__((always_inline)) void BatchSums(const float* values,
                                                             const uint8_t* index, int steps,
                                                             const float* x, int width,
@@ -26,12 +27,12 @@ static inline __attribute__((always_inline)) void BatchSums(const float* values,
     }
   }
   const auto step = [&](int set) __attribute__((always_inline)) {
-    const float* xk = x + static_cast<int64_t>(index[set * kSliceLanes]) * width;
+    const float* xk = x + static_cast<int64_t>(index[set * kStride]) * width;
     // One address per step: with an index register in each operand the multiply-adds take two
     // slots.
     asm("" : "+r"(xk));
     for (int i = 0; i < R; ++i) {
-      const typename V::Reg w = V::Set1(values[(set * R + i) * kSliceLanes]);
+      const typename V::Reg w = V::Set1(values[(set * R + i) * kStride]);
       for (int u = 0; u < U; ++u) {
         sum[set][i][u] = V::Fma(w, V::Load(xk + u * V::kLanes), sum[set][i][u]);
       }
@@ -44,8 +45,8 @@ static inline __attribute__((always_inline)) void BatchSums(const float* values,
 #endif
   for (; j + S <= steps; j += S) {
     for (int set = 0; set < S; ++set) step(set);
-    values += S * R * kSliceLanes;
-    index += S * kSliceLanes;
+    values += S * R * kStride;
+    index += S * kStride;
   }
   if (S > 1 && j < steps) step(0);
   for (int i = 0; i < R; ++i) {

@@ -10,7 +10,8 @@
 // Mul, Div, Fma(a, b, c) = a*b + c; Max, Min (a NaN in the second argument survives); Round (to
 // nearest); Pow2(n) for integral n, 2^128 = infinity; IfNegative(x, a, b); Mask; Above(bytes, n):
 // the lanes whose byte is above n; Where(mask, a, b); Load16/Store16 of bf16 and f16, LoadI8;
-// Transpose(Reg[kLanes]). It may offer StorePart(p, v, n), which stores the first n < kLanes lanes.
+// Transpose(Reg[kLanes]); what expansion.h lists. It may offer StorePart(p, v, n), which stores the
+// first n < kLanes lanes.
 #pragma once
 
 #include <cstdint>

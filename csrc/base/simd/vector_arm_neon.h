@@ -4,6 +4,9 @@
 
 #include <arm_neon.h>
 
+#include <cstring>
+
+#include "base/simd/expansion.h"
 #include "base/simd/tile_kernels.h"
 
 namespace sparsekern {
@@ -62,6 +65,23 @@ struct Neon {
     vst1_u16(p, vshrn_n_u32(vbslq_u32(vceqq_f32(v, v), rounded, quiet), 16));
   }
   static void StoreF16(uint16_t* p, Reg v) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(v))); }
+
+  static constexpr SpreadTable4 kSpread = MakeSpreadTable4();
+  using Lanes = uint8x16_t;  // which bytes of a vector; beyond it where none
+  static Lanes LanesOf(uint32_t bits) { return vld1q_u8(kSpread.control[bits]); }
+  template <int i>
+  static Lanes Piece(const uint64_t* word) {
+    return LanesOf(PieceBits<Neon, i>(*word));
+  }
+  static Reg Spread(Reg v, Lanes lanes) {
+    return vreinterpretq_f32_u8(vqtbl1q_u8(vreinterpretq_u8_f32(v), lanes));
+  }
+  static Reg FmaKept(Reg a, Reg b, Reg c, Lanes lanes) {
+    const uint32x4_t pruned = vceqq_u32(vreinterpretq_u32_u8(lanes), vdupq_n_u32(0xffffffffu));
+    return Fma(a, vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(b), pruned)), c);
+  }
+  // From a table: the instruction that counts bits works on vectors.
+  static int CountKept(uint32_t bits) { return kSpread.count[bits]; }
 
   static void Transpose(Reg* r) {
     const Reg a = vtrn1q_f32(r[0], r[1]);

@@ -2,6 +2,7 @@
 // The vector type of plain C++.
 #pragma once
 
+#include "base/simd/expansion.h"
 #include "base/simd/tile_kernels.h"
 
 namespace sparsekern {
@@ -37,6 +38,15 @@ struct Scalar {
   static Reg LoadI8(const int8_t* p) { return *p; }
   static void StoreBF16(uint16_t* p, Reg v) { *p = BF16FromF32(v); }
   static void StoreF16(uint16_t* p, Reg v) { *p = F16FromF32(v); }
+  using Lanes = bool;
+  static Lanes LanesOf(uint32_t bits) { return bits != 0; }
+  template <int i>
+  static Lanes Piece(const uint64_t* word) {
+    return (*word >> i & 1) != 0;
+  }
+  static Reg Spread(Reg v, Lanes lane) { return lane ? v : 0.0f; }
+  static Reg FmaKept(Reg a, Reg b, Reg c, Lanes lane) { return lane ? a * b + c : c; }
+  static int CountKept(uint32_t bits) { return static_cast<int>(bits); }
   static void Transpose(Reg*) {}
 };
 

@@ -7,6 +7,7 @@
 
 #include <wasm_simd128.h>
 
+#include "base/simd/expansion.h"
 #include "base/simd/tile_kernels.h"
 
 namespace sparsekern {
@@ -86,6 +87,19 @@ struct Simd128 {
     p[2] = F16FromF32(wasm_f32x4_extract_lane(v, 2));
     p[3] = F16FromF32(wasm_f32x4_extract_lane(v, 3));
   }
+
+  static constexpr SpreadTable4 kSpread = MakeSpreadTable4();
+  using Lanes = v128_t;  // which bytes of a vector; beyond it where none
+  static Lanes LanesOf(uint32_t bits) { return wasm_v128_load(kSpread.control[bits]); }
+  template <int i>
+  static Lanes Piece(const uint64_t* word) {
+    return LanesOf(PieceBits<Simd128, i>(*word));
+  }
+  static Reg Spread(Reg v, Lanes lanes) { return wasm_i8x16_swizzle(v, lanes); }
+  static Reg FmaKept(Reg a, Reg b, Reg c, Lanes lanes) {
+    return Fma(a, wasm_v128_andnot(b, wasm_i32x4_shr(lanes, 31)), c);
+  }
+  static int CountKept(uint32_t bits) { return __builtin_popcount(bits); }
 
   static void Transpose(Reg* r) {
     const Reg a = wasm_i32x4_shuffle(r[0], r[1], 0, 4, 1, 5);

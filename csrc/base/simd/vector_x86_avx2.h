@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "base/simd/expansion.h"
 #include "base/simd/tile_kernels.h"
 
 namespace sparsekern {
@@ -72,6 +73,25 @@ struct Avx2 {
   static void StoreF16(uint16_t* p, Reg v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
+
+  static constexpr SpreadTable8 kSpread = MakeSpreadTable8();
+  using Lanes = __m256i;  // which element, in the low three bits; negative where none
+  static Lanes LanesOf(uint32_t bits) {
+    const void* control = kSpread.control[bits];
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(control)));
+  }
+  template <int i>
+  static Lanes Piece(const uint64_t* word) {
+    return LanesOf(reinterpret_cast<const uint8_t*>(word)[i]);
+  }
+  static Reg OnlyKept(Reg v, Lanes lanes) {
+    return _mm256_andnot_ps(_mm256_castsi256_ps(_mm256_srai_epi32(lanes, 31)), v);
+  }
+  static Reg Spread(Reg v, Lanes lanes) {
+    return OnlyKept(_mm256_permutevar8x32_ps(v, lanes), lanes);
+  }
+  static Reg FmaKept(Reg a, Reg b, Reg c, Lanes lanes) { return Fma(a, OnlyKept(b, lanes), c); }
+  static int CountKept(uint32_t bits) { return __builtin_popcount(bits); }
 
   static void Transpose(Reg* r) {
     Reg a[8], b[8];

@@ -9,6 +9,7 @@
 #endif
 #include <immintrin.h>
 
+#include "base/simd/expansion.h"
 #include "base/simd/tile_kernels.h"
 
 namespace sparsekern {
@@ -70,6 +71,24 @@ struct Avx512 {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
   }
+
+  using Lanes = __mmask16;
+  static Lanes LanesOf(uint32_t bits) { return static_cast<Lanes>(bits); }
+  // To a mask register from another goes through port 5, which the expansion needs; from a vector
+  // through port 0. Every other piece takes the second way.
+  template <int i>
+  static Lanes Piece(const uint64_t* word) {
+    if constexpr (i % 2 == 0) return static_cast<Lanes>(*word >> (16 * i));
+    int32_t half;
+    __builtin_memcpy(&half, reinterpret_cast<const uint8_t*>(word) + i / 2 * 4, sizeof half);
+    const __m512i to_sign = _mm512_setr_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm512_movepi32_mask(_mm512_sllv_epi32(_mm512_set1_epi32(half), to_sign));
+  }
+  static Reg Spread(Reg v, Lanes lanes) { return _mm512_maskz_expand_ps(lanes, v); }
+  static Reg FmaKept(Reg a, Reg b, Reg c, Lanes lanes) {
+    return _mm512_mask3_fmadd_ps(a, b, c, lanes);
+  }
+  static int CountKept(uint32_t bits) { return __builtin_popcount(bits); }
 
   static void Transpose(Reg* r) {
     // Pairs, then quads of floats inside 128-bit parts, then the parts: 64 shuffles.

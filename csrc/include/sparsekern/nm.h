@@ -7,7 +7,6 @@
 #include <cstdint>
 
 #include "sparsekern/dtype.h"
-#include "sparsekern/parallel.h"
 #include "sparsekern/status.h"
 
 namespace sparsekern {
@@ -43,13 +42,13 @@ Status ParseNmStructure(const void* data, size_t bytes, const char* name, NmStru
 Status ValidateNm(const void* structure, size_t structure_bytes, const void* values,
                   int64_t value_count, DType dtype);
 
-// A dense matrix: element (row, col) is at data[row * row_stride + col * col_stride]; so W^T is W
-// with its strides exchanged.
-struct NmDense {
-  const void* data;
-  int64_t row_stride;
-  int64_t col_stride;
-};
+// What a packed matrix of values of `dtype` will be, all but `index`. Refuses extents, n and m that
+// the format does not have and what no address space holds.
+Status PlanNm(int64_t rows, int64_t cols, int n, int m, DType dtype, NmStructure* out);
+// Of the header, and of a whole structure array.
+constexpr size_t kNmHeaderBytes = 64;
+size_t NmStructureBytes(const NmStructure& structure);
+void WriteNmHeader(const NmStructure& structure, void* out);
 
 // Packs in two calls, as CsrPacker does:
 //   NmPacker packer;
@@ -63,19 +62,14 @@ class NmPacker {
   // its lowest other columns: as dense holds them, or with a mask as zero. One that keeps more is
   // refused with kInvalidValue.
   Status Plan(const void* dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
-              const uint8_t* mask) {
-    return Plan(NmDense{dense, cols, 1}, dtype, rows, cols, n, m, mask);
-  }
-  // The same of a matrix with strides, which count elements; `mask` has none.
-  Status Plan(const NmDense& dense, DType dtype, int64_t rows, int64_t cols, int n, int m,
-              const uint8_t* mask, const ParallelFor& parallel_for = Serial());
+              const uint8_t* mask);
   int64_t value_count() const { return layout_.value_count(); }
   size_t structure_bytes() const;
   // values: value_count() elements of the dense dtype; structure: structure_bytes().
-  void Fill(void* values, void* structure, const ParallelFor& parallel_for = Serial()) const;
+  void Fill(void* values, void* structure) const;
 
  private:
-  NmDense dense_ = {};
+  const void* dense_ = nullptr;
   const uint8_t* mask_ = nullptr;
   DType dtype_ = DType::kF32;
   NmStructure layout_;

@@ -55,7 +55,8 @@ static void GqsDot(const GqsRun& run, const uint8_t* x, float* y) {
       for (int j = 0; j < kFields; ++j) {
         const float* at = reinterpret_cast<const float*>(x + offset[j]);
         for (int p = 0; p < kParts; ++p) {
-          const typename V::Reg w = GqsWeight<V, B, kZero>(word[p], j, scale + j, zero + j);
+          const typename V::Reg w =
+              GqsWeight<V, B, kZero>(word[p], j, scale + j, kZero ? zero + j : nullptr);
           for (int m = 0; m < M; ++m) {
             typename V::Reg& s = sum[j % kSets][m][p];
             s = V::Fma(w, V::Load(at + m * kGqsUnit + p * V::kLanes), s);
@@ -85,8 +86,9 @@ static void GqsExpand(const GqsUnits& units, float* out) {
     const uint8_t* block = units.values + u / kFields * 64;
     for (int p = 0; p < kGqsUnit; p += V::kLanes) {
       const typename V::Word word = V::LoadWord(block + 4 * p);
-      V::Store(out + i * kGqsUnit + p, GqsWeight<V, B, kZero>(word, static_cast<int>(u % kFields),
-                                                              units.scale + i, units.zero + i));
+      V::Store(out + i * kGqsUnit + p,
+               GqsWeight<V, B, kZero>(word, static_cast<int>(u % kFields), units.scale + i,
+                                      kZero ? units.zero + i : nullptr));
     }
   }
 }

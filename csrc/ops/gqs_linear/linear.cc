@@ -27,7 +27,8 @@ constexpr int kRunUnits = 512;
 constexpr int kRunParts = 32;
 constexpr int kBlockMost = 16;  // units of a block
 // What a run may hold: a part may begin at the last unit, be as long as a task, and be filled up.
-constexpr int kRunBuffer = kRunUnits + kGqsTaskUnits + 2 * kBlockMost * (kRunParts + 1) + kGqsSlack;
+constexpr int kRunBuffer =
+    kRunUnits + int{kGqsTaskUnits} + 2 * kBlockMost * (kRunParts + 1) + int{kGqsSlack};
 // Batch: columns that a step takes at once (with 64 rows of x 32 KB) and rows of W that meet them.
 constexpr int kBlockCols = 128;
 constexpr int kPanelRows = 64;
@@ -50,6 +51,9 @@ void ExpandScales(const TileKernels& tiles, const GqsMatrix& w, int64_t base, in
     tiles.expand[static_cast<int>(w.kind)](from, n, out);
   }
 }
+
+// A number for each group of a task.
+constexpr int kGroupBuffer = int{kGqsTaskUnits} + int{kGqsSlack};
 
 // --- decode -------------------------------------------------------------------------------------
 
@@ -95,20 +99,24 @@ struct DecodeX {
 // What a decode thread needs.
 struct DecodeScratch {
   DecodeScratch()
-      : offset(kRunBuffer), scale(kRunBuffer), zero(kRunBuffer), group(kGqsTaskUnits + kGqsSlack) {
+      : offset(kRunBuffer),
+        scale(kRunBuffer),
+        zero(kRunBuffer),
+        group(kGroupBuffer),
+        group_scale(kGroupBuffer) {
     // A mask that keeps less than its row's offsets say leaves some as they were.
     if (ok()) {
       std::memset(offset.data(), 0, sizeof(uint32_t) * kRunBuffer);
-      std::memset(group.data(), 0, sizeof(uint32_t) * (kGqsTaskUnits + kGqsSlack));
+      std::memset(group.data(), 0, sizeof(uint32_t) * kGroupBuffer);
     }
   }
   bool ok() const {
     return offset.data() != nullptr && scale.data() != nullptr && zero.data() != nullptr &&
-           group.data() != nullptr;
+           group.data() != nullptr && group_scale.data() != nullptr;
   }
 
   Scratch offset, scale, zero;  // a number a unit
-  Scratch group;                // a number a group
+  Scratch group, group_scale;   // offsets and scales, a number a group: never one for the other
 };
 
 // Makes the parts of runs of a task.
@@ -151,7 +159,7 @@ class RunMaker {
  private:
   void PutScales(int64_t base, int64_t first, int64_t until, int at, int begin, int end, int whole,
                  float* out) const {
-    float* to = k_ == 1 ? out + begin : scratch_.group.data();
+    float* to = k_ == 1 ? out + begin : scratch_.group_scale.data();
     ExpandScales(kernels_.tiles, w_, base, first, until - first, s_.groups - first, to);
     if (k_ > 1) kernels_.repeat(to, until - first, k_, out + begin);
     std::fill(out + at, out + begin, 0.0f);

@@ -18,7 +18,7 @@
 // p + b * stride bytes; StoreGrouped, lane 4 b + v as word v * kLanes / 4 + b; Lo32, Hi32, Lo64,
 // Hi64: interleave the lower or upper halves of the parts; Mask; Greater; Where(mask, a, b);
 // Raise, Lower(rank, mask): one more or less where the mask is set; Mark(word, mask, bits): or them
-// in there.
+// in there; StoreFlags: a byte a lane, 1 where the mask is set.
 #pragma once
 
 #include <cstdint>
@@ -28,19 +28,16 @@
 
 namespace sparsekern {
 
-// Bits of positive infinity in the upper bits of an int32; greater magnitudes are NaN.
-template <DType D>
-static constexpr int32_t kInfinityBits = D == DType::kF16 ? 0x7c000000 : 0x7f800000;
-
 // Integers in the order of the scores: the magnitude, negated where the sign counts and is set; so
 // -0.0 becomes 0. A NaN becomes the least of all. No arithmetic on floats: it would flush
 // denormals where the caller has asked for that.
-template <typename V, DType D>
-static inline typename V::Reg SortKey(typename V::Reg bits, typename V::Reg sign_counts) {
+template <typename V>
+static inline typename V::Reg SortKey(typename V::Reg bits, typename V::Reg sign_counts,
+                                      typename V::Reg infinity) {
   const typename V::Reg magnitude = V::And(bits, V::Set1(0x7fffffff));
   const typename V::Reg sign = V::And(V::Sign(bits), sign_counts);
   const typename V::Reg key = V::Sub(V::Xor(magnitude, sign), sign);
-  const auto nan = V::Greater(magnitude, V::Set1(kInfinityBits<D>));
+  const auto nan = V::Greater(magnitude, infinity);
   return V::Where(nan, V::Set1(INT32_MIN), key);
 }
 
@@ -74,7 +71,7 @@ static inline void LoadKeys(const void* score, int q, typename V::Reg sign_count
       const auto* p = static_cast<const uint16_t*>(score);
       bits = M <= 4 ? V::LoadHalf(p + v * V::kLanes) : V::LoadHalfQuads(p + v * M + 4 * q, 4 * M);
     }
-    keys[v] = SortKey<V, D>(bits, sign_counts);
+    keys[v] = SortKey<V>(bits, sign_counts, V::Set1(InfinityBits(D)));
   }
   Transpose4<V>(keys);
 }
@@ -175,19 +172,52 @@ static void MaskRun(const void* score, int64_t count, int n, bool magnitude, uin
   std::memcpy(mask + i, padded_mask, static_cast<size_t>(count - i));
 }
 
-#define SPARSEKERN_NM_MASK_ROW(V, D) \
-  {MaskRun<V, D, 2>, MaskRun<V, D, 4>, MaskRun<V, D, 8>, MaskRun<V, D, 16>, MaskRun<V, D, 32>}
-
-// The kernel set of an ISA file.
-template <typename V>
-static constexpr NmMaskKernels MakeNmMaskKernels(const char* name, IsaMask isa) {
-  return NmMaskKernels{
-      name,
-      isa,
-      {SPARSEKERN_NM_MASK_ROW(V, DType::kF32), SPARSEKERN_NM_MASK_ROW(V, DType::kBF16),
-       SPARSEKERN_NM_MASK_ROW(V, DType::kF16)}};
+// Down the columns: `rows` rows of a group (of two groups for M = 2) side by side, so nothing is
+// transposed and a lane is a column.
+template <typename V, int M>
+static void MaskColumns(const NmColumns& job, int64_t row, int rows, int64_t cols) {
+  constexpr int kWide = kNmWide<M>;
+  const typename V::Reg bound = V::Set1(static_cast<int32_t>(job.n));
+  const typename V::Reg sign_counts = V::Set1(job.magnitude ? 0 : -1);
+  const typename V::Reg infinity = V::Set1(InfinityBits(job.dtype));
+  const bool wide = job.dtype == DType::kF32;
+  for (int64_t k = 0; k < cols; k += V::kLanes) {
+    const int64_t count = cols - k < V::kLanes ? cols - k : V::kLanes;
+    typename V::Reg keys[kWide];
+    typename V::Reg ranks[kWide];
+    for (int i = 0; i < kWide; ++i) {
+      keys[i] = V::Set1(INT32_MIN);  // beyond the last row: beats nothing before it
+      if (i >= rows) continue;
+      const int64_t at = (row + i) * job.stride + k;
+      const auto* p = static_cast<const int32_t*>(job.score) + at;
+      const auto* half = static_cast<const uint16_t*>(job.score) + at;
+      typename V::Reg bits;
+      if (count == V::kLanes) {
+        bits = wide ? V::Load(p) : V::LoadHalf(half);
+      } else if (wide) {
+        int32_t padded[V::kLanes] = {};
+        std::memcpy(padded, p, static_cast<size_t>(count) * 4);
+        bits = V::Load(padded);
+      } else {
+        uint16_t padded[V::kLanes] = {};
+        std::memcpy(padded, half, static_cast<size_t>(count) * 2);
+        bits = V::LoadHalf(padded);
+      }
+      keys[i] = SortKey<V>(bits, sign_counts, infinity);
+    }
+    Rank<V, M>(keys, ranks);
+    for (int i = 0; i < rows; ++i) {
+      uint8_t* out = job.mask + (row + i) * job.mask_stride + k;
+      const typename V::Mask kept = V::Greater(bound, ranks[i]);
+      if (count == V::kLanes) {
+        V::StoreFlags(out, kept);
+      } else {
+        uint8_t flags[V::kLanes];
+        V::StoreFlags(flags, kept);
+        std::memcpy(out, flags, static_cast<size_t>(count));
+      }
+    }
+  }
 }
-
-#undef SPARSEKERN_NM_MASK_ROW
 
 }  // namespace sparsekern

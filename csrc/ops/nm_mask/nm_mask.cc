@@ -20,6 +20,8 @@ int GroupSizeIndex(int64_t m) {
   return -1;
 }
 
+}  // namespace
+
 const NmMaskKernels& SelectNmMaskKernels(IsaMask mask) {
 #define SPARSEKERN_NM_MASK_KERNELS(isa_flag, isa_suffix) \
   if ((mask & isa_flag) != 0) return kNmMaskKernels_##isa_suffix;
@@ -27,8 +29,6 @@ const NmMaskKernels& SelectNmMaskKernels(IsaMask mask) {
 #undef SPARSEKERN_NM_MASK_KERNELS
   return kNmMaskKernels_scalar;
 }
-
-}  // namespace
 
 Status NmMask(const NmMaskArgs& a, const ParallelFor& parallel_for) {
   if (a.dtype != DType::kF32 && a.dtype != DType::kBF16 && a.dtype != DType::kF16) {
@@ -49,11 +49,25 @@ Status NmMask(const NmMaskArgs& a, const ParallelFor& parallel_for) {
   }
   IsaMask mask = 0;
   SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
-  const NmMaskFn run = SelectNmMaskKernels(mask).run[static_cast<int>(a.dtype)][size];
-  const auto* score = static_cast<const uint8_t*>(a.score);
-  const int64_t element = static_cast<int64_t>(SizeOf(a.dtype));
+  const NmMaskKernels& kernels = SelectNmMaskKernels(mask);
   const int64_t total = a.rows * a.cols;
   if (total == 0) return Status::Ok();
+  if (a.transposed) {
+    const NmColumns job{a.score,     a.rows, a.dtype, static_cast<int>(a.n),
+                        a.magnitude, a.mask, a.rows};
+    const int64_t unit = std::max<int64_t>(a.m, 4);  // two groups of two
+    ForEachRange(total <= kChunk ? Serial() : parallel_for, (a.cols + unit - 1) / unit,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = begin * unit; i < std::min(end * unit, a.cols); i += unit) {
+                     kernels.columns[size](job, i, static_cast<int>(std::min(unit, a.cols - i)),
+                                           a.rows);
+                   }
+                 });
+    return Status::Ok();
+  }
+  const NmMaskFn run = kernels.run[static_cast<int>(a.dtype)][size];
+  const auto* score = static_cast<const uint8_t*>(a.score);
+  const int64_t element = static_cast<int64_t>(SizeOf(a.dtype));
   // Where groups end with the rows, the matrix is one long row.
   const bool one_row = a.cols % a.m == 0;
   const int64_t unit = one_row ? kChunk : a.cols;

@@ -2,7 +2,7 @@
 // nm_mask for WebAssembly's simd128.
 #include <wasm_simd128.h>
 
-#include "ops/nm_mask/generic.h"
+#include "ops/nm_mask/make_kernels.h"
 
 namespace sparsekern {
 namespace {
@@ -30,6 +30,22 @@ struct Simd128 {
   static Reg Lower(Reg rank, Mask mask) { return wasm_i32x4_add(rank, mask); }
   static Reg Mark(Reg word, Mask mask, Reg bits) {
     return wasm_v128_or(word, wasm_v128_and(mask, bits));
+  }
+  static void Store(int32_t* p, Reg v) { wasm_v128_store(p, v); }
+  static Reg Or(Reg a, Reg b) { return wasm_v128_or(a, b); }
+  static Reg ShiftLeft(Reg v, int count) { return wasm_i32x4_shl(v, static_cast<uint32_t>(count)); }
+  static Mask Equal(Reg a, Reg b) { return wasm_i32x4_eq(a, b); }
+  static Mask Any(Reg a, Reg b) { return wasm_i32x4_ne(wasm_v128_and(a, b), Set1(0)); }
+  static Mask Flags(const uint8_t* p) {
+    const v128_t v =
+        wasm_u32x4_extend_low_u16x8(wasm_u16x8_extend_low_u8x16(wasm_v128_load32_zero(p)));
+    return wasm_i32x4_ne(v, Set1(0));
+  }
+  static bool None(Mask mask) { return !wasm_v128_any_true(mask); }
+  static void StoreFlags(uint8_t* p, Mask mask) {
+    const v128_t half = wasm_i16x8_narrow_i32x4(mask, mask);
+    const v128_t flags = wasm_v128_and(wasm_i8x16_narrow_i16x8(half, half), wasm_i8x16_splat(1));
+    wasm_v128_store32_lane(p, flags, 0);
   }
   static void StoreGrouped(uint8_t* p, Reg v) { wasm_v128_store(p, v); }
   static void StoreQuads(uint8_t* p, int64_t, Reg v) { wasm_v128_store(p, v); }

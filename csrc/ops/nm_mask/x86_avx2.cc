@@ -2,7 +2,7 @@
 // nm_mask for AVX2.
 #include <immintrin.h>
 
-#include "ops/nm_mask/generic.h"
+#include "ops/nm_mask/make_kernels.h"
 
 namespace sparsekern {
 namespace {
@@ -40,6 +40,24 @@ struct Avx2 {
   static Reg Lower(Reg rank, Mask mask) { return _mm256_add_epi32(rank, mask); }
   static Reg Mark(Reg word, Mask mask, Reg bits) {
     return _mm256_or_si256(word, _mm256_and_si256(mask, bits));
+  }
+  static void Store(int32_t* p, Reg v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+  static Reg Or(Reg a, Reg b) { return _mm256_or_si256(a, b); }
+  static Reg ShiftLeft(Reg v, int count) { return _mm256_sll_epi32(v, _mm_cvtsi32_si128(count)); }
+  static Mask Equal(Reg a, Reg b) { return _mm256_cmpeq_epi32(a, b); }
+  static Mask Any(Reg a, Reg b) {
+    return _mm256_xor_si256(Equal(And(a, b), _mm256_setzero_si256()), Set1(-1));
+  }
+  static Mask Flags(const uint8_t* p) {
+    const __m128i v = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return Greater(_mm256_cvtepu8_epi32(v), _mm256_setzero_si256());
+  }
+  static bool None(Mask mask) { return _mm256_testz_si256(mask, mask) != 0; }
+  static void StoreFlags(uint8_t* p, Mask mask) {
+    const __m128i halves =
+        _mm_packs_epi32(_mm256_castsi256_si128(mask), _mm256_extracti128_si256(mask, 1));
+    const __m128i flags = _mm_and_si128(_mm_packs_epi16(halves, halves), _mm_set1_epi8(1));
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), flags);
   }
   static void StoreGrouped(uint8_t* p, Reg v) {
     const Reg order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);

@@ -7,7 +7,7 @@
 #endif
 #include <immintrin.h>
 
-#include "ops/nm_mask/generic.h"
+#include "ops/nm_mask/make_kernels.h"
 
 namespace sparsekern {
 namespace {
@@ -57,6 +57,19 @@ struct Avx512 {
   }
   static Reg Mark(Reg word, Mask mask, Reg bits) {
     return _mm512_mask_or_epi32(word, mask, word, bits);
+  }
+  static void Store(int32_t* p, Reg v) { _mm512_storeu_si512(p, v); }
+  static Reg Or(Reg a, Reg b) { return _mm512_or_si512(a, b); }
+  static Reg ShiftLeft(Reg v, int count) { return _mm512_sll_epi32(v, _mm_cvtsi32_si128(count)); }
+  static Mask Equal(Reg a, Reg b) { return _mm512_cmpeq_epi32_mask(a, b); }
+  static Mask Any(Reg a, Reg b) { return _mm512_test_epi32_mask(a, b); }
+  static Mask Flags(const uint8_t* p) {
+    const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm_test_epi8_mask(v, v);
+  }
+  static bool None(Mask mask) { return mask == 0; }
+  static void StoreFlags(uint8_t* p, Mask mask) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_maskz_set1_epi8(mask, 1));
   }
   static void StoreGrouped(uint8_t* p, Reg v) {
     const Reg order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

@@ -4,10 +4,11 @@
 from sparsekern.nn._layer import CSRLayer, PackedLayer
 from sparsekern.nn.conv2d import CSRConv2d
 from sparsekern.nn.gqs import GQSLinear
-from sparsekern.nn.linear import CSRLinear, NMLinear
+from sparsekern.nn.linear import BitmapLinear, CSRLinear, NMLinear
 from sparsekern.training.layers import NMTrainingConv2d, NMTrainingLinear
 
 __all__ = [
+    "BitmapLinear",
     "CSRConv2d",
     "CSRLayer",
     "CSRLinear",

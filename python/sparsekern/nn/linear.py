@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`CSRLinear` and `NMLinear`: replace nn.Linear."""
+"""`CSRLinear`, `NMLinear` and `BitmapLinear`: replace nn.Linear."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsekern import _core, ops
 from sparsekern._nm_mask import check_group
 from sparsekern._packed import DTYPE_NAMES, PackedTensor, to_numpy
+from sparsekern.bitmap import BitmapTensor
 from sparsekern.nm import NMTensor
 from sparsekern.nn._layer import CSRLayer, PackedLayer, trainable
 
@@ -245,5 +246,94 @@ class NMLinear(LinearLayer):
     def kernel(self, x_rows: int = 1) -> str:
         """Name of the kernel that multiplies `x_rows` rows of x on this machine."""
         return _core.nm_kernel(
+            to_numpy(self.structure.cpu()), DTYPE_NAMES[self.values.dtype], x_rows
+        )
+
+
+class BitmapLinear(LinearLayer):
+    """activation(x W^T + bias) with a bitmap matrix W: any weights are kept, 30 to 75 % are not.
+
+    A new layer keeps no weight (it answers the bias): it is there to load a state into. Use
+    `from_dense` or `from_packed` for one with weights.
+
+    Args:
+        in_features: size of the last axis of x.
+        out_features: size of the last axis of the result.
+        bias, activation, dtype, device: as in `CSRLinear`.
+
+    Shape: x [..., in_features], float32, bfloat16 or float16; result [..., out_features], the
+    dtype of x, whatever the dtype of the values.
+
+    Raises:
+        TypeError, ValueError: wrong arguments.
+        NotImplementedError: an activation that no kernel fuses.
+    """
+
+    _TENSOR = BitmapTensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str = "none",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self._begin(
+            out_features,
+            in_features,
+            bias,
+            activation,
+            dtype,
+            device,
+            lambda zeros: _core.bitmap_pack(zeros, "int8"),
+        )
+
+    @classmethod
+    def from_dense(
+        cls,
+        module: nn.Linear,
+        activation: str = "none",
+        *,
+        mask: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Pack the weight of a dense layer, which is left as it is; nothing is shared with it.
+
+        Values can be trained when the dense weight could (int8 never). `mask` and `dtype` are
+        those of `BitmapTensor.from_dense`.
+
+        Raises:
+            TypeError: `module` is not an nn.Linear; and what `BitmapTensor.from_dense` raises.
+        """
+        if not isinstance(module, nn.Linear):
+            raise TypeError(
+                f"BitmapLinear.from_dense: module must be an nn.Linear, got {type(module).__name__}"
+            )
+        weight = module.weight
+        packed = BitmapTensor.from_dense(weight.detach(), mask=mask, dtype=dtype)
+        packed = trainable(packed, weight.requires_grad)
+        return cls.from_packed(packed, cls._copy_of(module.bias), activation).train(module.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in_features]; the result is [..., out_features] in the dtype of x."""
+        buffers: dict[str, Any] = self._buffers  # attributes are slower, by way of __getattr__
+        return ops.linear_bitmap(
+            x,
+            self.values,
+            buffers["structure"],
+            buffers["scale"],
+            self.bias,
+            self.out_features,
+            self._activation,
+        )
+
+    def kernel(self, x_rows: int = 1) -> str:
+        """Name of the kernel that multiplies `x_rows` rows of x on this machine."""
+        return _core.bitmap_kernel(
             to_numpy(self.structure.cpu()), DTYPE_NAMES[self.values.dtype], x_rows
         )

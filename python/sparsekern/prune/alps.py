@@ -66,6 +66,32 @@ def alps(
     return new.masked_fill(~mask, 0.0), mask
 
 
+def refit(weight: Tensor, gram: Tensor, damping: float, mask: Tensor) -> Tensor:
+    """What is kept, fitted to the outputs that the whole weight gives, by conjugate gradients.
+
+    The second half of `alps`, for a mask from elsewhere: per row, least ||X w - X w_0||^2 over the
+    weights that the mask keeps. Weights of inputs that were always zero stay as they are.
+
+    Args:
+        weight: [out, in], finite, float32 or float64.
+        gram: X^T X, [in, in].
+        damping: share of its mean diagonal that is added to the diagonal.
+        mask: bool [out, in], True = kept.
+
+    Returns:
+        The new weight [out, in], pruned entries 0.
+    """
+    hessian = damped(gram, damping)
+    scale = hessian.diagonal().clamp_min(0.0).sqrt()
+    scale = scale.masked_fill(scale == 0.0, 1.0)
+    unit = (hessian / scale / scale[:, None]).to(weight.dtype)
+    scale = scale.to(weight.dtype)
+    dead = gram.diagonal() <= 0.0
+    start = (weight * scale).masked_fill(dead, 0.0)
+    fitted = _fit(start.masked_fill(~mask, 0.0), start @ unit, unit, mask & ~dead) / scale
+    return torch.where(dead, weight, fitted).masked_fill(~mask, 0.0)
+
+
 def _support(
     start: Tensor,
     target: Tensor,

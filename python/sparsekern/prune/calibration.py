@@ -69,10 +69,12 @@ class InputStatistics:
 
     `total[layer]` holds the sum of x_j^2, [in] (kind "squares"); X^T X, [in, in] (kind "gram"); or
     the sums of x_j and of x_j^2, [2, in], with the number of samples in `samples` (kind "moments").
+    Errors begin with `operator`.
     """
 
-    def __init__(self, layers: list[Layer], kind: str) -> None:
+    def __init__(self, layers: list[Layer], kind: str, operator: str = "prune_") -> None:
         self.layers = layers
+        self._operator = operator
         self.total: dict[Layer, Tensor] = {}
         for layer in layers:
             columns = layer.weight.flatten(1).shape[1]
@@ -103,17 +105,19 @@ class InputStatistics:
                 forward(model, batch)
                 count += 1
         if count == 0:
-            raise ValueError("prune_: calibration must yield at least one batch, got none")
+            raise ValueError(
+                f"{self._operator}: calibration must yield at least one batch, got none"
+            )
         for layer in self.layers:
             if layer not in self._seen:
                 raise ValueError(
-                    f"prune_: calibration must reach every layer to prune, got no call of "
-                    f"{layer.name!r}; map its name to None to leave it alone"
+                    f"{self._operator}: calibration must reach every layer to prune, got no call "
+                    f"of {layer.name!r}; map its name to None to leave it alone"
                 )
             if not bool(self.total[layer].isfinite().all()):
                 raise ValueError(
-                    f"prune_: calibration must give finite inputs, got NaN or Inf at the input "
-                    f"of {layer.name!r}"
+                    f"{self._operator}: calibration must give finite inputs, got NaN or Inf at the "
+                    f"input of {layer.name!r}"
                 )
 
     def column_norms(self, layer: Layer) -> Tensor:

@@ -140,7 +140,7 @@ def prune_(
                 f"prune_: refine must be None with {layer.pattern.label}, whose rows share a mask "
                 f"(layer {layer.name!r}), got {refine!r}"
             )
-    run = _Run(model, layers, score, refine, calibration, forward or feed, damping, sequential)
+    run = OneShot(model, layers, score, refine, calibration, forward or feed, damping, sequential)
     run.check_memory(hessian_bytes, allocation == "sensitivity")
     with torch.no_grad():
         if scope == "global":
@@ -173,8 +173,8 @@ def check_fixed(operator: str, layers: list[Layer], scope: str, allocation: str)
             )
 
 
-class _Run:
-    """The state of one `prune_` call."""
+class OneShot:
+    """The state of one `prune_` call, or of an allocation for another one."""
 
     def __init__(
         self,
@@ -186,8 +186,10 @@ class _Run:
         forward: Forward,
         damping: float,
         sequential: bool,
+        operator: str = "prune_",
     ) -> None:
         self.model = model
+        self.operator = operator
         self.layers = layers
         self.score = score
         self.refine = refine
@@ -200,12 +202,13 @@ class _Run:
         self._small: InputStatistics | None = None  # of all layers, where they are no matrices
 
     def check_memory(self, hessian_bytes: int, sensitivity: bool) -> None:
+        """Raise unless X^T X of each layer fits alone; hold at most so many bytes of them."""
         self.hessian_bytes = hessian_bytes
         if self.kind == "gram" or sensitivity:
             for layer in self.layers:
                 if _gram_bytes(layer) > hessian_bytes:
                     raise ValueError(
-                        f"prune_: hessian_bytes must be at least {_gram_bytes(layer)} for "
+                        f"{self.operator}: hessian_bytes must be at least {_gram_bytes(layer)} for "
                         f"{layer.name!r}, got {hessian_bytes}"
                     )
 
@@ -220,13 +223,13 @@ class _Run:
         sequential = self.sequential if sequential is None else sequential
         if kind != "gram" and not sequential:
             if self._small is None:
-                self._small = InputStatistics(self.layers, kind)
+                self._small = InputStatistics(self.layers, kind, self.operator)
                 self._small.collect(self.model, self.batches, self.forward)
             for layer in self.layers:
                 yield layer, self._small
             return
         for stage in self._stages(kind, sequential):
-            statistics = InputStatistics(stage, kind)
+            statistics = InputStatistics(stage, kind, self.operator)
             statistics.collect(self.model, self.batches, self.forward)
             for layer in stage:
                 yield layer, statistics
@@ -257,7 +260,9 @@ class _Run:
         elif self.score in ("wanda", "alps"):  # what the first projection of ALPS compares
             score = wanda(weight, statistics.column_norms(layer))
         else:
-            inverse = inverse_hessian(statistics.total[layer], self.damping, layer.name)
+            inverse = inverse_hessian(
+                statistics.total[layer], self.damping, layer.name, self.operator
+            )
             score = obs_saliency(weight, inverse.diagonal())
         return protect_nonfinite(weight, score)
 
@@ -292,6 +297,7 @@ class _Run:
             yield [layer for layer in self.layers if layer.entry == entry]
 
     def allocate_erk(self) -> None:
+        """Ratios by the shapes of the layers."""
         for group in self._entries():
             shapes = [tuple(layer.weight.shape) for layer in group]
             chosen = ratios.erk(shapes, group[0].pattern.sparsity)
@@ -299,6 +305,7 @@ class _Run:
                 layer.sparsity = s
 
     def allocate_global(self) -> None:
+        """Ratios by one comparison of all scores."""
         units: dict[Layer, Tensor] = {}
         for layer, statistics in self.visit(self.kind, sequential=False):
             units[layer] = layer.pattern.unit_scores(self.scores(layer, statistics))
@@ -309,6 +316,7 @@ class _Run:
                 layer.sparsity = s
 
     def allocate_sensitivity(self, scope: str) -> None:
+        """Ratios by measured output errors."""
         curves: dict[Layer, list[tuple[float, float]]] = {}
         for layer, statistics in self.visit("gram", sequential=False):
             assert statistics is not None

@@ -13,11 +13,19 @@ ProgressCallback = Callable[[int, int, str], None]
 class Progress:
     """Reports "done of total, current layer, time left".
 
-    `sink` is False (silent), True (standard error) or a callable given (done, total, name).
+    `sink` is False (silent), True (standard error) or a callable given (done, total, name). Lines
+    begin with `operator`, and count `unit`.
     """
 
-    def __init__(self, sink: bool | ProgressCallback, total: int) -> None:
+    def __init__(
+        self,
+        sink: bool | ProgressCallback,
+        total: int,
+        operator: str = "prune_",
+        unit: str = "layers",
+    ) -> None:
         self._sink = sink
+        self._operator, self._unit = operator, unit
         self._total = total
         self._done = 0
         self._begin = time.monotonic()
@@ -31,6 +39,7 @@ class Progress:
             spent = time.monotonic() - self._begin
             left = spent / self._done * (self._total - self._done)
             end = "\n" if self._done == self._total else ""
-            line = f"prune_: {self._done}/{self._total} layers, {left:.0f} s left  {name}"
+            count = f"{self._done}/{self._total} {self._unit}"
+            line = f"{self._operator}: {count}, {left:.0f} s left  {name}"
             sys.stderr.write(f"\r\x1b[K{line}{end}")
             sys.stderr.flush()

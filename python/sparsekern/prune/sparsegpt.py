@@ -28,7 +28,7 @@ def damped(gram: Tensor, damping: float) -> Tensor:
     return hessian + shift * torch.eye(hessian.shape[0], dtype=torch.float64, device=gram.device)
 
 
-def inverse_hessian(gram: Tensor, damping: float, name: str) -> Tensor:
+def inverse_hessian(gram: Tensor, damping: float, name: str, operator: str = "prune_") -> Tensor:
     """(X^T X + damping)^-1, [in, in], float64.
 
     Raises:
@@ -37,18 +37,22 @@ def inverse_hessian(gram: Tensor, damping: float, name: str) -> Tensor:
     factor, info = torch.linalg.cholesky_ex(damped(gram, damping))
     if int(info) != 0:
         raise ValueError(
-            f"prune_: damping must make the Hessian of {name!r} positive definite, got {damping}"
+            f"{operator}: damping must make the Hessian of {name!r} positive definite, "
+            f"got {damping}"
         )
     inverse: Tensor = torch.cholesky_inverse(factor)
     return inverse
 
 
-def inverse_factor(gram: Tensor, damping: float, name: str) -> Tensor:
+def inverse_factor(gram: Tensor, damping: float, name: str, operator: str = "prune_") -> Tensor:
     """U, upper triangular, with U^T U = (X^T X + damping)^-1; [in, in], float64."""
-    factor, info = torch.linalg.cholesky_ex(inverse_hessian(gram, damping, name), upper=True)
+    factor, info = torch.linalg.cholesky_ex(
+        inverse_hessian(gram, damping, name, operator), upper=True
+    )
     if int(info) != 0:
         raise ValueError(
-            f"prune_: damping must make the Hessian of {name!r} positive definite, got {damping}"
+            f"{operator}: damping must make the Hessian of {name!r} positive definite, "
+            f"got {damping}"
         )
     upper: Tensor = factor
     return upper

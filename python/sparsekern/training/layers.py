@@ -17,7 +17,8 @@ from sparsekern.nn.linear import NMLinear
 from sparsekern.patterns import NM
 
 from .forward import Hard, SoftThreshold, soft_scale
-from .product import masked_conv2d, masked_linear
+from .gradient import StraightThrough
+from .product import KERNEL_DTYPES, masked_conv2d, masked_linear, use_kernel
 from .recipe import Recipe
 
 __all__ = ["NMTrainingConv2d", "NMTrainingLayer", "NMTrainingLinear"]
@@ -30,7 +31,9 @@ class NMTrainingLayer(nn.Module):
 
     Attributes:
         weight: the master weight, an ordinary dense Parameter.
-        mask: bool, the shape of weight: N:M along axis 1, True = kept; all True while dense.
+        mask: bool, the shape of weight: N:M along axis 1, True = kept; all True while dense. Where
+            the kernels choose by themselves what they pack (see `refresh`), computed when asked
+            for.
         mask_back: bool, weight's shape with axes 0 and 1 exchanged: the mask of the gradient of x,
             N:M along the outputs; None where that has none of its own.
         progress: int64, no dimensions: steps counted by `advance`.
@@ -40,8 +43,6 @@ class NMTrainingLayer(nn.Module):
 
     weight: Tensor
     bias: Any
-    mask: Tensor
-    mask_back: Tensor | None
     progress: Tensor
     scale: Tensor | None
     beta: Tensor
@@ -70,11 +71,15 @@ class NMTrainingLayer(nn.Module):
                     f"got {list(weight.shape)}"
                 )
         like: dict[str, Any] = {"device": weight.device}
-        self.register_buffer("mask", torch.ones_like(weight, dtype=torch.bool))
+        # Buffers that a property reads, which register_buffer refuses.
+        self._buffers["mask"] = torch.ones_like(weight.detach(), dtype=torch.bool)
         back = None
         if recipe.input_gradient != "same":
-            back = torch.ones_like(weight.detach().transpose(0, 1), dtype=torch.bool).contiguous()
-        self.register_buffer("mask_back", back)
+            # In memory the weight's order: the kernels for W^T take both as they lie.
+            back = torch.ones_like(weight.detach(), dtype=torch.bool).transpose(0, 1)
+        self._buffers["mask_back"] = back
+        self._mask_waits = self._back_waits = False
+        self._refreshed = 0
         self.register_buffer("progress", torch.zeros((), dtype=torch.int64, **like))
         soft = isinstance(recipe.forward, SoftThreshold)
         self.register_buffer("scale", torch.zeros((), **like) if soft else None)
@@ -111,30 +116,77 @@ class NMTrainingLayer(nn.Module):
         if self._pattern != before or self.recipe.refreshes(self._step):
             self.refresh()
 
+    @property
+    def mask(self) -> Tensor:
+        """The mask of the forward pass, along the inputs."""
+        mask = self._buffers["mask"]
+        assert mask is not None
+        if self._mask_waits:
+            with torch.no_grad():
+                mask.copy_(nm_mask(self.weight, self.target.n, self.target.m, dim=1))
+            self._mask_waits = self._changed()
+        return mask
+
+    @property
+    def mask_back(self) -> Tensor | None:
+        """The mask of the gradient of x, along the outputs, or None."""
+        mask = self._buffers["mask_back"]
+        if self._back_waits:
+            assert mask is not None
+            with torch.no_grad():
+                kept = nm_mask(self.weight, self.target.n, self.target.m, dim=0)
+                mask.copy_(kept.transpose(0, 1))
+            self._back_waits = self._changed()
+        return mask
+
+    def _settle(self) -> None:
+        """Compute the masks that nothing has asked for yet."""
+        _ = self.mask, self.mask_back
+
+    def _changed(self) -> bool:
+        """Whether the weight is not that of the last `refresh`: a mask of it is not for keeping."""
+        return _version(self.weight) != self._refreshed
+
     @torch.no_grad()
     def refresh(self) -> None:
-        """Compute the masks from the weight as it is now."""
+        """Compute the masks from the weight as it is now.
+
+        Where they are due again after the next step, and the kernels can choose while they pack,
+        the masks are computed only when something asks for them.
+        """
         pattern, weight = self._pattern, self.weight
+        self._mask_waits = self._back_waits = False
         if weight.device.type == "meta":
             return
+        mask, mask_back = self.mask, self.mask_back
         if pattern is None:
-            self.mask.fill_(True)
-            if self.mask_back is not None:
-                self.mask_back.fill_(True)
+            mask.fill_(True)
+            if mask_back is not None:
+                mask_back.fill_(True)
+            return
+        self._refreshed = _version(weight)
+        if self._kernels_choose() and pattern == self.target:
+            self._mask_waits = self._back_waits = True
             return
         n, m = pattern.n, pattern.m
         if self.recipe.input_gradient == "transposable":
-            self.mask.copy_(nm_mask_transposable(weight, n, m))
+            mask.copy_(nm_mask_transposable(weight, n, m))
         else:
-            self.mask.copy_(nm_mask(weight, n, m, dim=1))
-        if self.mask_back is not None:
+            mask.copy_(nm_mask(weight, n, m, dim=1))
+        if mask_back is not None:
             if self.recipe.input_gradient == "transposable":
-                self.mask_back.copy_(self.mask.t())
+                mask_back.copy_(mask.t())
             else:
-                turned = weight.transpose(0, 1).contiguous()
-                self.mask_back.copy_(nm_mask(turned, n, m, dim=1))
+                mask_back.copy_(nm_mask(weight, n, m, dim=0).transpose(0, 1))
         if self.scale is not None and float(self.scale) == 0.0:
-            self.scale.copy_(soft_scale(weight, self.mask, 1, m))
+            self.scale.copy_(soft_scale(weight, mask, 1, m))
+
+    def _kernels_choose(self) -> bool:
+        """Whether masks are needed only by who asks: both products pack the N largest by kernels.
+
+        Not when the mask must outlast the next step, nor where backward multiplies densely.
+        """
+        return False
 
     # --- the weights of the products -------------------------------------------------------------
 
@@ -158,6 +210,8 @@ class NMTrainingLayer(nn.Module):
         effective: Tensor = weight
         if masked or not isinstance(recipe.forward, Hard):
             effective = self._of_mask(weight, self.mask, 1)
+        elif isinstance(recipe.gradient, StraightThrough):
+            return weight  # whatever the mask
         return recipe.gradient.connect(weight, effective, self.mask)
 
     def _of_mask(self, weight: Tensor, mask: Tensor, dim: int) -> Tensor:
@@ -167,16 +221,26 @@ class NMTrainingLayer(nn.Module):
 
     def _own_back(self, *, masked: bool) -> Tensor | None:
         """The weight of the gradient of x where that has a mask of its own; see `_effective`."""
-        if self.recipe.input_gradient != "own" or self.mask_back is None:
+        if self.recipe.input_gradient != "own":
             return None
         weight = self.weight.detach()
         if isinstance(self.recipe.forward, Hard) and not masked:
             return weight
+        assert self.mask_back is not None
         return self._of_mask(weight, self.mask_back.transpose(0, 1), 0)
 
     # --- torch's protocols -----------------------------------------------------------------------
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Buffers in the order of their shape, which some file formats ask for."""
+        self._settle()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        back = self._buffers["mask_back"]
+        if back is not None:
+            destination[prefix + "mask_back"] = back.contiguous()
+
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
+        self._settle()
         kept = {name: self._buffers[name] for name in ("beta", "scale")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in kept.items():  # .half() and the like are not for these
@@ -187,6 +251,8 @@ class NMTrainingLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        if prefix + "mask" in state_dict:
+            self._mask_waits = self._back_waits = False
         if prefix + "progress" in state_dict and self.progress.device.type != "meta":
             self._take_step(int(self.progress))
 
@@ -265,11 +331,18 @@ class NMTrainingLinear(NMTrainingLayer, nn.Linear):
             )
         recipe, pattern, bias = self.recipe, self._pattern, self.bias
         mask = w_back = mask_back = None
+        select = False
         w: Tensor = self.weight
         if pattern is not None:
             w, w_back = self._effective(masked=False), self._own_back(masked=False)
             if not self._fades:
-                mask, mask_back = self.mask, self.mask_back
+                # Nothing chooses but the kernels, and they by the master weight.
+                rows = x.numel() // max(1, self.in_features)
+                chosen = self._mask_waits and self._back_waits and x.dtype == w.dtype
+                chosen = chosen and not torch.is_autocast_enabled(x.device.type)
+                select = chosen and use_kernel(recipe.kernel, pattern, x, rows)
+                if not select:
+                    mask, mask_back = self.mask, self.mask_back
         x, w, w_back, bias = _autocast(x, w, w_back, bias)
         if x.dtype != w.dtype:
             raise TypeError(f"NMTrainingLinear: x must be {w.dtype}, got {x.dtype}")
@@ -283,6 +356,19 @@ class NMTrainingLinear(NMTrainingLayer, nn.Linear):
             pattern=pattern,
             kernel=recipe.kernel,
             prune=recipe.output_gradient,
+            select=select,
+        )
+
+    def _kernels_choose(self) -> bool:
+        recipe, step = self.recipe, self._step + 1
+        return (
+            recipe.input_gradient == "own"
+            and isinstance(recipe.forward, Hard)
+            and recipe.kernel != "never"
+            and recipe.refreshes(step)
+            and recipe.pattern_at(self.target, step) == self.target
+            and self.weight.device.type == "cpu"
+            and self.weight.dtype in KERNEL_DTYPES
         )
 
     def to_packed(self) -> NMLinear:
@@ -367,6 +453,11 @@ class NMTrainingConv2d(NMTrainingLayer, nn.Conv2d):
             dilation=_pair(self.dilation),
             prune=self.recipe.output_gradient,
         )
+
+
+def _version(weight: Tensor) -> int:
+    """How often a tensor was written to."""
+    return 0 if weight.is_inference() else weight._version
 
 
 def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:

@@ -200,7 +200,16 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, NMTrainingLayer]]:
 
 # Modules change their class, as torch's own parametrizations do: so a model that is itself a layer
 # can be treated, and what others hold of a module stays valid.
-_OWN = ("target", "recipe", "_step", "_pattern", "_fades")
+_OWN = (
+    "target",
+    "recipe",
+    "_step",
+    "_pattern",
+    "_fades",
+    "_mask_waits",
+    "_back_waits",
+    "_refreshed",
+)
 _BUFFERS = ("mask", "mask_back", "progress", "scale", "beta")
 
 
@@ -209,8 +218,9 @@ def _become(module: nn.Module, new: NMTrainingLayer) -> None:
     for name in _OWN:
         setattr(module, name, getattr(new, name))
     for name in _BUFFERS:
-        persistent = name not in new._non_persistent_buffers_set
-        module.register_buffer(name, new._buffers[name], persistent=persistent)
+        module._buffers[name] = new._buffers[name]  # some are read by a property
+        if name in new._non_persistent_buffers_set:
+            module._non_persistent_buffers_set.add(name)
 
 
 def _become_dense(layer: NMTrainingLayer) -> None:

@@ -11,15 +11,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from sparsekern import ops
+from sparsekern._nm_mask import nm_mask
 from sparsekern.patterns import NM
 
 from .mvue import MVUE
 
 __all__ = ["kernel_pays", "masked_conv2d", "masked_linear"]
 
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _nm_pack = torch.ops.sparsekern.nm_pack.default
+_nm_select_pack = torch.ops.sparsekern.nm_select_pack.default
 
 
 def kernel_pays(pattern: NM, x_rows: int, dtype: torch.dtype) -> bool:
@@ -40,14 +42,17 @@ def _fast_bfloat16() -> bool:
 
 def use_kernel(choice: str, pattern: NM, x: Tensor, x_rows: int) -> bool:
     """Whether the kernel multiplies, by a recipe's `kernel`."""
-    if choice == "never" or x.device.type != "cpu" or x.dtype not in _KERNEL_DTYPES:
+    if choice == "never" or x.device.type != "cpu" or x.dtype not in KERNEL_DTYPES:
         return False
     return choice == "always" or kernel_pays(pattern, x_rows, x.dtype)
 
 
-def _product(x: Tensor, w: Tensor, mask: Tensor, pattern: NM, bias: Tensor | None) -> Tensor:
-    """X (w * mask)^T + bias by the kernel."""
-    values, structure = _nm_pack(w, mask, pattern.n, pattern.m)
+def _product(x: Tensor, w: Tensor, mask: Tensor | None, pattern: NM, bias: Tensor | None) -> Tensor:
+    """X (w * mask)^T + bias by the kernel; without a mask that of the largest magnitudes."""
+    if mask is None:
+        values, structure = _nm_select_pack(w, pattern.n, pattern.m)
+    else:
+        values, structure = _nm_pack(w, mask, pattern.n, pattern.m)
     return ops.linear_nm(x, values, structure, None, bias, w.shape[0], 0)
 
 
@@ -64,10 +69,14 @@ class _MaskedLinear(torch.autograd.Function):
         pattern: NM | None,
         kernel: str,
         prune: MVUE | None,
+        select: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, w, mask, w_back, mask_back)
-        ctx.pattern, ctx.kernel, ctx.prune = pattern, kernel, prune
+        ctx.pattern, ctx.kernel, ctx.prune, ctx.select = pattern, kernel, prune, select
         ctx.bias_dtype = None if bias is None else bias.dtype
+        if select:
+            assert pattern is not None
+            return _product(x, w, None, pattern, bias)
         if mask is None:
             return functional.linear(x, w, bias)
         assert pattern is not None
@@ -84,20 +93,24 @@ class _MaskedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             used = w if w_back is None else w_back
             pattern: NM | None = ctx.pattern
-            if mask_back is None:
+            if mask_back is None and not ctx.select:
                 if w_back is None and mask is not None:
                     used = torch.where(mask, used, 0.0)
                 grad_x = grad @ used
             elif use_kernel(ctx.kernel, pattern, grad, flat.shape[0]):  # type: ignore[arg-type]
                 grad_x = _product(grad, used.t(), mask_back, pattern, None)  # type: ignore[arg-type]
             else:
-                grad_x = grad @ torch.where(mask_back.t(), used, 0.0)
+                if mask_back is None:
+                    kept = nm_mask(used, pattern.n, pattern.m, dim=0)  # type: ignore[union-attr]
+                else:
+                    kept = mask_back.t()
+                grad_x = grad @ torch.where(kept, used, 0.0)
         if ctx.needs_input_grad[1]:
             rows = flat if ctx.prune is None else ctx.prune(flat, 0)
             grad_w = rows.t() @ x.reshape(-1, x.shape[-1])
         if ctx.bias_dtype is not None and ctx.needs_input_grad[5]:
             grad_bias = flat.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-        return grad_x, grad_w, None, None, None, grad_bias, None, None, None
+        return grad_x, grad_w, None, None, None, grad_bias, None, None, None, None
 
 
 def masked_linear(
@@ -111,6 +124,7 @@ def masked_linear(
     pattern: NM | None = None,
     kernel: str = "auto",
     prune: MVUE | None = None,
+    select: bool = False,
 ) -> Tensor:
     """X (w * mask)^T + bias, with the gradients that a recipe asks for. Differentiable once.
 
@@ -125,12 +139,14 @@ def masked_linear(
         pattern: of the masks.
         kernel: of `Recipe`.
         prune: applied to dY before its product with x, or None.
+        select: choose the largest magnitudes of w and of w_back while they are packed; both masks
+            are None then, and the kernel multiplies.
 
     Returns:
         [..., out], the dtype of x.
     """
     y: Tensor = _MaskedLinear.apply(  # type: ignore[no-untyped-call]
-        x, w, mask, w_back, mask_back, bias, pattern, kernel, prune
+        x, w, mask, w_back, mask_back, bias, pattern, kernel, prune, select
     )
     return y
 

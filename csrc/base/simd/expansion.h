@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// Kept values under a bitmap: elements that lie one behind the other in memory go to the lanes
+// whose bit is set, and the other lanes get 0. What the vector types offer for it is
+//
+//   Lanes                  which lanes are kept, as the instruction set likes to have it
+//   LanesOf(bits)          from the low kLanes bits of `bits`; the others must be 0
+//   Piece<i>(word)         from bits i * kLanes ... of the word at a pointer
+//   Spread(v, lanes)       the next element of v in each kept lane, ascending; 0 elsewhere
+//   FmaKept(a, b, c, l)    a * b + c in kept lanes and c in the others, whatever b holds there,
+//                          where a is what Spread answers: 0 outside `l`
+//   CountKept(bits)        how many of the low kLanes bits are set
+//
+// so that the next values of any dtype are Spread(LoadAs<V, D>(p, 0), lanes), and p then moves by
+// CountKept. LoadAs reads kLanes elements, kept or not: memory behind the last must be readable.
+//
+// AVX-512 has an instruction for it (two slots of port 5, and one for the mask); the others permute
+// with a control from a table, eight lanes a time with AVX2, four with NEON and WebAssembly.
+#pragma once
+
+#include <cstdint>
+
+namespace sparsekern {
+
+// control[bits][lane]: the element that a kept lane takes; for the others the sign bit is set.
+struct SpreadTable8 {
+  alignas(64) int8_t control[256][8];
+};
+static constexpr SpreadTable8 MakeSpreadTable8() {
+  SpreadTable8 table = {};
+  for (int bits = 0; bits < 256; ++bits) {
+    int8_t next = 0;
+    for (int lane = 0; lane < 8; ++lane) {
+      table.control[bits][lane] = (bits >> lane & 1) != 0 ? next++ : int8_t{-128};
+    }
+  }
+  return table;
+}
+
+// The same for four lanes of four bytes each: bytes of the element, or 255, which is beyond.
+struct SpreadTable4 {
+  alignas(64) uint8_t control[16][16];
+  uint8_t count[16];
+};
+static constexpr SpreadTable4 MakeSpreadTable4() {
+  SpreadTable4 table = {};
+  for (int bits = 0; bits < 16; ++bits) {
+    int next = 0;
+    for (int lane = 0; lane < 4; ++lane) {
+      const bool kept = (bits >> lane & 1) != 0;
+      for (int byte = 0; byte < 4; ++byte) {
+        table.control[bits][4 * lane + byte] = static_cast<uint8_t>(kept ? 4 * next + byte : 255);
+      }
+      next += kept ? 1 : 0;
+    }
+    table.count[bits] = static_cast<uint8_t>(next);
+  }
+  return table;
+}
+
+static constexpr int kWordColumns = 64;  // of a bitmap's word
+template <typename V>
+static constexpr int kPieces = kWordColumns / V::kLanes;
+
+template <typename V, int i>
+static constexpr uint32_t PieceBits(uint64_t word) {
+  return static_cast<uint32_t>(word >> (i * V::kLanes)) & ((1u << V::kLanes) - 1u);
+}
+
+}  // namespace sparsekern

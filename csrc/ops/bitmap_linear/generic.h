@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loops of bitmap_linear, over a vector type V (base/simd/conversion.h, expansion.h).
+//
+// Decode is memory-bound up to about 60 % sparsity: a weight is a bit, and 16 or 8 more where it is
+// kept. A slice, 16 rows times 64 columns, loads its word of x once; per row the kept values, which
+// lie one behind the other, are expanded under the bits. On AVX-512 that is 3.5 slots of port 5 for
+// 16 weights, kept or not (widen 1, expand 2, half of the masks 1), the limit where the bytes are
+// fewer.
+//
+// Batches are bound by multiply-adds: the bits of a slice become column numbers once, and each kept
+// weight is broadcast to all rows of x, as csr does.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "base/simd/batch.h"
+#include "base/simd/conversion.h"
+#include "base/simd/expansion.h"
+#include "ops/bitmap_linear/kernels.h"
+
+namespace sparsekern {
+
+enum : int { kSliceValues = kBitmapLanes * kBitmapWord };
+
+static inline int CountWords(const uint64_t* words) {
+  int count = 0;
+  for (int r = 0; r < kBitmapLanes; ++r) count += __builtin_popcountll(words[r]);
+  return count;
+}
+
+// Where a slice's values are, so that whole vectors may be read from any of them on: in the array,
+// or, near its end, in a copy with zeros behind.
+template <typename V, DType D>
+static inline const uint8_t* SliceOf(int count, BitmapValues* values, uint8_t* copy) {
+  const uint8_t* slice = values->next;
+  if (count + V::kLanes > values->left) {
+    if (count > values->left) count = static_cast<int>(values->left);
+    std::memset(copy, 0, (kSliceValues + V::kLanes) * kBytesOf<D>);
+    if (count > 0) std::memcpy(copy, slice, static_cast<size_t>(count) * kBytesOf<D>);
+    slice = copy;
+  }
+  values->next += count * kBytesOf<D>;
+  values->left -= count;
+  return slice;
+}
+
+// Calls f.template operator()<i>() for the pieces of a word.
+template <typename V, typename F>
+static inline __attribute__((always_inline)) void ForPieces(F f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (f.template operator()<i>(), ...);
+  }(std::make_integer_sequence<int, kPieces<V>>());
+}
+
+// Sums of 16 rows, kLanes lanes each, to y[16].
+template <typename V>
+static inline void StoreSums(const float* sums, float* y) {
+  for (int r = 0; r < kBitmapLanes; r += V::kLanes) {
+    typename V::Reg lanes[V::kLanes];
+    for (int i = 0; i < V::kLanes; ++i) lanes[i] = V::Load(sums + (r + i) * V::kLanes);
+    V::Transpose(lanes);
+    for (int half = V::kLanes / 2; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) lanes[i] = V::Add(lanes[i], lanes[i + half]);
+    }
+    V::Store(y + r, lanes[0]);
+  }
+}
+
+// Ahead of the values that are being read: the processor's own prefetching stops at each page.
+template <DType D>
+static inline void PrefetchRow(const uint8_t* p) {
+  __builtin_prefetch(p + 2048);
+  if constexpr (D == DType::kF32) __builtin_prefetch(p + 2048 + 64);
+}
+static inline void PrefetchSlice(const uint8_t* bitmap) {
+  __builtin_prefetch(bitmap + 2048);
+  __builtin_prefetch(bitmap + 2048 + 64);
+}
+
+// One row of x. Sums stay in registers where sixteen of them fit beside x.
+template <typename V, DType D>
+static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int, float* y,
+                         int64_t) {
+  using Reg = typename V::Reg;
+  constexpr bool kInRegisters = V::kLanes == 16;
+  alignas(64) uint8_t copy[(kSliceValues + V::kLanes) * kBytesOf<D>];
+  alignas(64) float sums[kBitmapLanes * V::kLanes] = {};
+  Reg acc[kBitmapLanes];
+  if constexpr (kInRegisters) {
+    for (Reg& sum : acc) sum = V::Zero();
+  }
+  BitmapValues values = panel.values;
+  const uint8_t* bitmap = panel.bitmap;
+  for (int64_t w = 0; w < panel.words; ++w) {
+    alignas(64) uint64_t words[kBitmapLanes];
+    std::memcpy(words, bitmap, sizeof words);
+    PrefetchSlice(bitmap);
+    const uint8_t* p = SliceOf<V, D>(CountWords(words), &values, copy);
+    const auto row = [&](int r, Reg sum) __attribute__((always_inline)) {
+      PrefetchRow<D>(p);
+      ForPieces<V>([&]<int i>() __attribute__((always_inline)) {
+        const typename V::Lanes lanes = V::template Piece<i>(words + r);
+        const Reg weights = V::Spread(LoadAs<V, D>(p, 0), lanes);
+        sum = V::FmaKept(weights, V::Load(x + i * V::kLanes), sum, lanes);
+        p += V::CountKept(PieceBits<V, i>(words[r])) * kBytesOf<D>;
+      });
+      return sum;
+    };
+    if constexpr (kInRegisters) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kBitmapLanes; ++r) acc[r] = row(r, acc[r]);
+    } else {
+      for (int r = 0; r < kBitmapLanes; ++r) {
+        V::Store(sums + r * V::kLanes, row(r, V::Load(sums + r * V::kLanes)));
+      }
+    }
+    bitmap += sizeof words;
+    x += kBitmapWord;
+  }
+  if constexpr (kInRegisters) {
+    for (int r = 0; r < kBitmapLanes; ++r) V::Store(sums + r * V::kLanes, acc[r]);
+  }
+  StoreSums<V>(sums, y);
+}
+
+// Two to sixteen rows of x: a row of W is expanded once for all of them.
+template <typename V, DType D>
+static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_stride, int x_rows,
+                            float* y, int64_t y_stride) {
+  using Reg = typename V::Reg;
+  constexpr int kSums = kBitmapLanes * V::kLanes;  // of a row of x
+  alignas(64) uint8_t copy[(kSliceValues + V::kLanes) * kBytesOf<D>];
+  alignas(64) float sums[kBitmapMaxDecodeRows * kSums];
+  std::memset(sums, 0, sizeof(float) * static_cast<size_t>(x_rows * kSums));
+  BitmapValues values = panel.values;
+  const uint8_t* bitmap = panel.bitmap;
+  for (int64_t w = 0; w < panel.words; ++w) {
+    alignas(64) uint64_t words[kBitmapLanes];
+    std::memcpy(words, bitmap, sizeof words);
+    PrefetchSlice(bitmap);
+    const uint8_t* p = SliceOf<V, D>(CountWords(words), &values, copy);
+    for (int r = 0; r < kBitmapLanes; ++r) {
+      PrefetchRow<D>(p);
+      Reg weights[kPieces<V>];
+      typename V::Lanes lanes[kPieces<V>];
+      ForPieces<V>([&]<int i>() __attribute__((always_inline)) {
+        lanes[i] = V::template Piece<i>(words + r);
+        weights[i] = V::Spread(LoadAs<V, D>(p, 0), lanes[i]);
+        p += V::CountKept(PieceBits<V, i>(words[r])) * kBytesOf<D>;
+      });
+      const float* xm = x;
+      float* sum = sums + r * V::kLanes;
+      for (int m = 0; m < x_rows; ++m, xm += x_stride, sum += kSums) {
+        Reg total = V::Load(sum);
+        ForPieces<V>([&]<int i>() __attribute__((always_inline)) {
+          total = V::FmaKept(weights[i], V::Load(xm + i * V::kLanes), total, lanes[i]);
+        });
+        V::Store(sum, total);
+      }
+    }
+    bitmap += sizeof words;
+    x += kBitmapWord;
+  }
+  for (int m = 0; m < x_rows; ++m) StoreSums<V>(sums + m * kSums, y + m * y_stride);
+}
+
+// columns[bits]: which of eight are set, ascending, a byte each, lowest byte first.
+struct ColumnTable {
+  uint64_t columns[256];
+};
+static constexpr ColumnTable MakeColumnTable() {
+  ColumnTable table = {};
+  for (int bits = 0; bits < 256; ++bits) {
+    int at = 0;
+    for (int i = 0; i < 8; ++i) {
+      if ((bits >> i & 1) != 0) table.columns[bits] |= static_cast<uint64_t>(i) << 8 * at++;
+    }
+  }
+  return table;
+}
+static constexpr ColumnTable kColumnTable = MakeColumnTable();
+
+// The columns of the set bits of a word, a byte each; writes up to seven bytes more. Returns how
+// many there are.
+static inline int ColumnsOf(uint64_t word, uint8_t* index) {
+  int count = 0;
+  for (int first = 0; first < kBitmapWord; first += 8, word >>= 8) {
+    const uint64_t columns =
+        kColumnTable.columns[word & 255] + 0x0101010101010101u * static_cast<uint64_t>(first);
+    std::memcpy(index + count, &columns, sizeof columns);  // little-endian, as the formats are
+    count += __builtin_popcount(static_cast<uint32_t>(word & 255));
+  }
+  return count;
+}
+
+// P rows of W at a time, each with its own columns: their sums hide each other's latency.
+template <typename V, int U, int P>
+static inline __attribute__((always_inline)) void BitmapBatchRows(const float* const (&values)[P],
+                                                                  const uint8_t* const (&index)[P],
+                                                                  const int (&count)[P],
+                                                                  const float* x,
+                                                                  typename V::Reg (&sum)[P][U]) {
+  constexpr int64_t kWidth = U * V::kLanes;
+  int common = count[0];
+  for (int p = 1; p < P; ++p) common = count[p] < common ? count[p] : common;
+  for (int p = 0; p < P; ++p) {
+    for (int u = 0; u < U; ++u) sum[p][u] = V::Zero();
+  }
+  const auto add = [&](int p, int j) __attribute__((always_inline)) {
+    const float* xk = x + index[p][j] * kWidth;
+    asm("" : "+r"(xk));  // as in BatchSums
+    const typename V::Reg w = V::Set1(values[p][j]);
+    for (int u = 0; u < U; ++u) sum[p][u] = V::Fma(w, V::Load(xk + u * V::kLanes), sum[p][u]);
+  };
+  for (int j = 0; j < common; ++j) {
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) add(p, j);
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+    for (int j = common; j < count[p]; ++j) add(p, j);
+  }
+}
+
+template <typename V, int U>
+static void BitmapBatch(const uint8_t* slice, DType dtype, ExpandFn expand, BitmapValues* values,
+                        const float* x, float* y, bool first) {
+  constexpr int kWidth = U * V::kLanes;
+  constexpr int kFitting = LanesTogether<V>(U);
+  constexpr int kTogether = kFitting > 4 ? 4 : kFitting;
+  uint64_t words[kBitmapLanes];
+  std::memcpy(words, slice, sizeof words);
+  alignas(64) uint8_t index[kSliceValues + 8];
+  int begin[kBitmapLanes + 1] = {0};
+  for (int r = 0; r < kBitmapLanes; ++r)
+    begin[r + 1] = begin[r] + ColumnsOf(words[r], index + begin[r]);
+  const int wanted = begin[kBitmapLanes];
+  const int present = wanted < values->left ? wanted : static_cast<int>(values->left);
+  alignas(64) float wide[kSliceValues];
+  expand(values->next, present, wide);
+  for (int i = present; i < wanted; ++i) wide[i] = 0.0f;
+  values->next += static_cast<size_t>(present) * SizeOf(dtype);
+  values->left -= present;
+  const auto put = [first]<int P>(typename V::Reg(&sum)[P], float* to)
+                       __attribute__((always_inline)) {
+                         for (int u = 0; u < P; ++u) {
+                           if (!first) sum[u] = V::Add(V::Load(to + u * V::kLanes), sum[u]);
+                           V::Store(to + u * V::kLanes, sum[u]);
+                         }
+                       };
+  for (int r = 0; r < kBitmapLanes; r += kTogether) {
+    if constexpr (kTogether > 1) {
+      const float* w[kTogether];
+      const uint8_t* columns[kTogether];
+      int count[kTogether];
+      for (int p = 0; p < kTogether; ++p) {
+        w[p] = wide + begin[r + p];
+        columns[p] = index + begin[r + p];
+        count[p] = begin[r + p + 1] - begin[r + p];
+      }
+      typename V::Reg sum[kTogether][U];
+      BitmapBatchRows<V, U, kTogether>(w, columns, count, x, sum);
+      for (int p = 0; p < kTogether; ++p) put.template operator()<U>(sum[p], y + (r + p) * kWidth);
+    } else {
+      constexpr int kPart = U < V::kAccumulators ? U : V::kAccumulators;
+      const auto part = [&]<int P>(int at) __attribute__((always_inline)) {
+        typename V::Reg sum[1][P];
+        BatchSums<V, 1, P, 1>(wide + begin[r], index + begin[r], begin[r + 1] - begin[r], x + at,
+                              kWidth, sum);
+        put.template operator()<P>(sum[0], y + r * kWidth + at);
+      };
+      for (int at = 0; at < U / kPart * kPart * V::kLanes; at += kPart * V::kLanes) {
+        part.template operator()<kPart>(at);
+      }
+      if constexpr (U % kPart != 0) {
+        part.template operator()<U % kPart>(U / kPart * kPart * V::kLanes);
+      }
+    }
+  }
+}
+
+template <typename V>
+static constexpr BitmapKernels MakeBitmapKernels(const TileKernels& tiles, int max_decode_rows) {
+  return BitmapKernels{tiles,
+                       max_decode_rows,
+                       {BitmapDecode<V, DType::kF32>, BitmapDecode<V, DType::kBF16>,
+                        BitmapDecode<V, DType::kF16>, BitmapDecode<V, DType::kI8>},
+                       {BitmapDecodeFew<V, DType::kF32>, BitmapDecodeFew<V, DType::kBF16>,
+                        BitmapDecodeFew<V, DType::kF16>, BitmapDecodeFew<V, DType::kI8>},
+                       {BitmapBatch<V, V::kBatchVectors[0]>, BitmapBatch<V, V::kBatchVectors[1]>,
+                        BitmapBatch<V, V::kBatchVectors[2]>, BitmapBatch<V, V::kBatchVectors[3]>,
+                        BitmapBatch<V, V::kBatchVectors[4]>}};
+}
+
+}  // namespace sparsekern

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an ISA file offers to the driver of bitmap_linear, beside its tile kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "base/simd/tile_kernels.h"
+#include "sparsekern/bitmap.h"
+
+namespace sparsekern {
+
+// The values that are still to come, `left` of them. The bits say how many a slice takes; where
+// they say more than there are, nothing behind the last is read.
+struct BitmapValues {
+  const uint8_t* next;
+  int64_t left;
+};
+
+// One panel of 16 rows of W: `bitmap` is u64[words][16], perhaps unaligned.
+struct BitmapPanel {
+  BitmapValues values;
+  const uint8_t* bitmap;
+  int64_t words;
+};
+
+// Decode: few rows of x, memory-bound. y[x_rows][16] = products of one panel, raw, rows y_stride
+// apart. x: rows of x_stride floats (fp32), whole words readable.
+using BitmapDecodeFn = void (*)(const BitmapPanel& panel, const float* x, int64_t x_stride,
+                                int x_rows, float* y, int64_t y_stride);
+// Batch: y[16][width] = the products of one slice of 16 words, raw, on top of what y holds unless
+// `first`. x: fp32, [64][width]. expand: of the values' dtype. `values` moves behind the slice's.
+using BitmapBatchFn = void (*)(const uint8_t* slice, DType dtype, ExpandFn expand,
+                               BitmapValues* values, const float* x, float* y, bool first);
+
+enum : int { kBitmapMaxDecodeRows = 16 };
+
+// One row of kernels.inc.
+struct BitmapKernels {
+  const TileKernels& tiles;
+  int max_decode_rows;                // up to so many rows of x the decode kernel is the faster one
+  BitmapDecodeFn decode[4];           // [DType], one row of x
+  BitmapDecodeFn few[4];              // [DType], more
+  BitmapBatchFn batch[kBatchWidths];  // of tiles.widths
+};
+
+#define SPARSEKERN_BITMAP_KERNELS(isa_flag, isa_suffix) \
+  extern const BitmapKernels kBitmapKernels_##isa_suffix;
+#include "ops/bitmap_linear/kernels.inc"
+#undef SPARSEKERN_BITMAP_KERNELS
+
+// The first row of kernels.inc whose ISA is in the mask.
+const BitmapKernels& SelectBitmapKernels(IsaMask mask);
+
+}  // namespace sparsekern

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+// y = activation(x W^T + bias) for a bitmap matrix W: the decode kernels for a few rows of x, the
+// batch kernel for more.
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "base/linear_driver.h"
+#include "ops/bitmap_linear/kernels.h"
+#include "sparsekern/bitmap_linear.h"
+
+namespace sparsekern {
+namespace {
+
+// Panels whose results are finished together, and that meet a word of x (16 KB with 64 rows of x)
+// before the next word: their sums, 128 rows times 64, are 32 KB.
+constexpr int kGroupPanels = 8;
+constexpr int kGroupRows = kGroupPanels * kBitmapLanes;
+
+constexpr char kOp[] = "bitmap_linear";
+
+BitmapPanel PanelAt(const BitmapMatrix& w, int64_t panel) {
+  const BitmapStructure& s = w.structure;
+  const int64_t first = s.panel_ptr(panel);
+  return BitmapPanel{
+      {static_cast<const uint8_t*>(w.values) + static_cast<size_t>(first) * SizeOf(w.dtype),
+       s.kept - first},
+      s.slice(panel, 0),
+      s.words};
+}
+
+int64_t PaddedCols(const BitmapStructure& s) { return s.words * kBitmapWord; }
+
+// The panel where a part of about equal work begins: bytes of bits and of values.
+int64_t PanelCut(const BitmapStructure& s, int64_t element, int64_t part, int64_t parts) {
+  const int64_t bits = s.words * kBitmapLanes * 8;
+  const auto before = [&](int64_t p) { return p * bits + s.panel_ptr(p) * element; };
+  const double target = static_cast<double>(before(s.panels)) * static_cast<double>(part) /
+                        static_cast<double>(parts);
+  int64_t low = 0, high = s.panels;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (static_cast<double>(before(middle)) < target) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+Status Decode(const BitmapKernels& kernels, const BitmapMatrix& w, const LinearArgs& a,
+              const ParallelFor& parallel_for) {
+  const BitmapStructure& s = w.structure;
+  const TileKernels& tiles = kernels.tiles;
+  const int dtype = static_cast<int>(a.dtype);
+  const int rows = static_cast<int>(a.x_rows);
+  const int64_t x_stride = PaddedCols(s);
+  const Scratch x(x_stride * rows);  // fp32
+  if (x.data() == nullptr) return OutOfScratch(kOp);
+  for (int m = 0; m < rows; ++m) {
+    float* row = x.data() + m * x_stride;
+    tiles.expand[dtype](RowAt(a, m), s.cols, row);
+    std::memset(row + s.cols, 0, sizeof(float) * static_cast<size_t>(x_stride - s.cols));
+  }
+  const int values = static_cast<int>(w.dtype);
+  const BitmapDecodeFn product = rows == 1 ? kernels.decode[values] : kernels.few[values];
+  const auto element = static_cast<int64_t>(SizeOf(w.dtype));
+  const int64_t parts = std::min<int64_t>(parallel_for.threads, s.panels);
+  ForEachRange(parallel_for, parts, [&](int64_t begin, int64_t end) {
+    float y[kBitmapMaxDecodeRows * kGroupRows];
+    const int64_t last = PanelCut(s, element, end, parts);
+    for (int64_t panel = PanelCut(s, element, begin, parts); panel < last; panel += kGroupPanels) {
+      const int64_t until = std::min(last, panel + kGroupPanels);
+      for (int64_t p = panel; p < until; ++p) {
+        product(PanelAt(w, p), x.data(), x_stride, rows, y + (p - panel) * kBitmapLanes,
+                kGroupRows);
+      }
+      const int64_t first = panel * kBitmapLanes;
+      const int64_t n = std::min(until * kBitmapLanes, s.rows) - first;
+      for (int m = 0; m < rows; ++m) {
+        StoreRow(tiles, a, w.scale, m, first, n, y + m * kGroupRows);
+      }
+    }
+  });
+  return Status::Ok();
+}
+
+// What a batch thread needs for one x tile.
+struct BatchScratch {
+  BatchScratch(const BitmapStructure& s, int width)
+      : x(PaddedCols(s) * width), y(kGroupRows * width) {}
+  bool ok() const { return x.data() != nullptr && y.data() != nullptr; }
+
+  Scratch x, y;
+};
+
+// Sums of up to kGroupPanels panels from `panel` on: scratch.y[rows][width].
+void BatchPanels(const BitmapKernels& kernels, const BitmapMatrix& w, int64_t panel, int64_t until,
+                 int width_index, const BatchScratch& scratch) {
+  const int width = kernels.tiles.widths[width_index];
+  const ExpandFn expand = kernels.tiles.expand[static_cast<int>(w.dtype)];
+  BitmapValues values[kGroupPanels];
+  for (int64_t p = panel; p < until; ++p) values[p - panel] = PanelAt(w, p).values;
+  for (int64_t word = 0; word < w.structure.words; ++word) {
+    for (int64_t p = panel; p < until; ++p) {
+      kernels.batch[width_index](w.structure.slice(p, word), w.dtype, expand, &values[p - panel],
+                                 scratch.x.data() + word * kBitmapWord * width,
+                                 scratch.y.data() + (p - panel) * kBitmapLanes * width, word == 0);
+    }
+  }
+}
+
+Status Batch(const BitmapKernels& kernels, const BitmapMatrix& w, const LinearArgs& a,
+             const ParallelFor& parallel_for) {
+  const BitmapStructure& s = w.structure;
+  const TileKernels& tiles = kernels.tiles;
+  const int dtype = static_cast<int>(a.dtype);
+  const XTiles x_tiles(tiles.widths, a.x_rows);
+  const int widest =
+      tiles.widths[std::max(x_tiles.width_index(0), x_tiles.width_index(x_tiles.count() - 1))];
+  const int64_t groups = (s.panels + kGroupPanels - 1) / kGroupPanels;
+  std::atomic<bool> failed{false};
+  const auto cut = [&](int64_t part, int64_t parts) { return groups * part / parts; };
+  const auto work = [&](int64_t group_begin, int64_t group_end, int64_t tile_begin,
+                        int64_t tile_end) {
+    if (group_begin == group_end || tile_begin == tile_end) return;
+    const BatchScratch scratch(s, widest);
+    if (!scratch.ok()) {
+      failed = true;
+      return;
+    }
+    for (int64_t t = tile_begin; t < tile_end; ++t) {
+      const int width_index = x_tiles.width_index(t);
+      const int width = tiles.widths[width_index];
+      const XTile tile{x_tiles.begin(t), static_cast<int>(x_tiles.rows(t)), width_index, width};
+      tiles.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, s.cols, width,
+                             scratch.x.data());
+      // Only a structure that was never validated has bits there.
+      std::memset(scratch.x.data() + s.cols * width, 0,
+                  sizeof(float) * static_cast<size_t>((PaddedCols(s) - s.cols) * width));
+      for (int64_t g = group_begin; g < group_end; ++g) {
+        const int64_t panel = g * kGroupPanels, first = panel * kBitmapLanes;
+        BatchPanels(kernels, w, panel, std::min(s.panels, panel + kGroupPanels), width_index,
+                    scratch);
+        StoreTile(tiles, a, w.scale, tile, first, std::min<int64_t>(kGroupRows, s.rows - first),
+                  scratch.y.data());
+      }
+    }
+  };
+  ForEachPart(x_tiles, s.kept, s.cols, groups, parallel_for, cut, work);
+  return failed ? OutOfScratch(kOp) : Status::Ok();
+}
+
+}  // namespace
+
+const BitmapKernels& SelectBitmapKernels(IsaMask mask) {
+#define SPARSEKERN_BITMAP_KERNELS(isa_flag, isa_suffix) \
+  if ((mask & isa_flag) != 0) return kBitmapKernels_##isa_suffix;
+#include "ops/bitmap_linear/kernels.inc"
+#undef SPARSEKERN_BITMAP_KERNELS
+  return kBitmapKernels_scalar;
+}
+
+std::string BitmapLinearKernelName(const BitmapMatrix& w, int64_t x_rows, IsaMask mask) {
+  const BitmapKernels& kernels = SelectBitmapKernels(mask);
+  return std::string("bitmap_linear_") + ShortName(w.dtype) +
+         (x_rows <= kernels.max_decode_rows ? "_decode__" : "_batch__") + kernels.tiles.isa_name;
+}
+
+Status BitmapLinear(const BitmapMatrix& w, const LinearArgs& args,
+                    const ParallelFor& parallel_for) {
+  SPARSEKERN_RETURN_IF_ERROR(CheckValues(kOp, w.dtype, w.scale));
+  SPARSEKERN_RETURN_IF_ERROR(CheckLinear(kOp, args, w.structure.rows, w.structure.cols));
+  if (args.int8_x) return Status::InvalidValue("bitmap_linear: there is no product with int8_x");
+  if (args.x_rows == 0) return Status::Ok();
+  IsaMask mask = 0;
+  SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
+  const BitmapKernels& kernels = SelectBitmapKernels(mask);
+  return args.x_rows <= kernels.max_decode_rows ? Decode(kernels, w, args, parallel_for)
+                                                : Batch(kernels, w, args, parallel_for);
+}
+
+}  // namespace sparsekern
