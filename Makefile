@@ -87,7 +87,7 @@ $(VENV)/.docs: $(VENV)/.built
 	@touch $@
 
 # The modules that the package's own page does not list.
-DOCUMENTED := sparsekern $(addprefix sparsekern.,patterns prune quant training csr nm convert checkpoint interop measure)
+DOCUMENTED := sparsekern $(addprefix sparsekern.,patterns prune quant training csr gqs nm convert checkpoint interop measure)
 
 docs: $(VENV)/.docs
 	@$(BIN)/pdoc --docformat google --no-show-source -o build/docs $(DOCUMENTED)

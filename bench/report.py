@@ -54,6 +54,7 @@ _TITLES = {
     "isa_avx2": "AVX2 against dense fp32 held to AVX2",
     "pack": "Packing, 1 thread",
     "nm": "N:M linear layers; decode in bf16 with cold weights, batches in fp32",
+    "gqs": "Group-quantized sparse linear layers: 4 bits, half of the groups, bf16 x, cold weights",
     "bitmap": "Bitmap linear layers; decode with cold weights, batches in fp32",
     "nm_mask": "N:M masks (N of M are kept), fp32",
     "nm_training": "A training step of a transformer block with N:M weights, fp32",
@@ -245,7 +246,7 @@ def _of_machine(folder: Path, docs: Path) -> Iterator[str]:
     for name, title in plots.write(records, docs / "images", folder.name):
         yield f"![{title}](images/{name})"
         yield ""
-    dense = ("conv2d", "mobilenet", "linear", "decode", "nm", "model")
+    dense = ("conv2d", "mobilenet", "linear", "decode", "nm", "gqs", "model")
     order = [*_TITLES, *sorted({r["bench"] for r in records} - set(_TITLES))]
     for bench in order:
         found = [r for r in records if r["bench"] == bench]

@@ -27,6 +27,7 @@ PROGRAMS = {
     "nm": "bench_nm.py",
     "bitmap": "bench_bitmap.py",
     "kv": "bench_kv.py",
+    "gqs": "bench_gqs.py",
     "isa": "bench_isa.py",
     "pack": "bench_pack.py",
     "nm_mask": "bench_nm_mask.py",

@@ -10,6 +10,7 @@ import pytest
 import sparsekern as sk
 
 PUBLIC = {
+    "GQS",
     "NM",
     "BitmapKVPool",
     "Block",
@@ -18,6 +19,7 @@ PUBLIC = {
     "CSRTensor",
     "CheckpointError",
     "ConvertResult",
+    "GQSTensor",
     "NMTensor",
     "Unstructured",
     "__version__",

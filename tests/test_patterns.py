@@ -151,7 +151,7 @@ def test_patterns_are_values():
         (
             lambda: Pattern(),
             TypeError,
-            "Pattern: is abstract; choose Unstructured, Bitmap, Block or NM",
+            "Pattern: is abstract; choose Unstructured, Bitmap, Block, NM or GQS",
         ),
         (
             lambda: Unstructured(0.5).mask(torch.ones(3)),

@@ -13,4 +13,5 @@ PYBIND11_MODULE(_core, m) {
   sparsekern::bind::RegisterBitmap(m);
   sparsekern::bind::RegisterNmMask(m);
   sparsekern::bind::RegisterBitmapKv(m);
+  sparsekern::bind::RegisterGqs(m);
 }

@@ -14,6 +14,7 @@ void RegisterNm(pybind11::module_& m);
 void RegisterBitmap(pybind11::module_& m);
 void RegisterNmMask(pybind11::module_& m);
 void RegisterBitmapKv(pybind11::module_& m);
+void RegisterGqs(pybind11::module_& m);
 
 // Raises the Python exception that `status` stands for; returns when it is ok.
 void Raise(const Status& status);

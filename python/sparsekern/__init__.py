@@ -17,6 +17,7 @@ _library.load()  # what follows needs the operators
 
 from sparsekern import (  # noqa: E402
     _autograd_bitmap,  # noqa: F401
+    _autograd_gqs,  # noqa: F401
     _autograd_nm,  # noqa: F401
     autograd,
     distill,
@@ -37,8 +38,9 @@ from sparsekern.checkpoint import (  # noqa: E402
 )
 from sparsekern.convert import ConvertResult, convert_  # noqa: E402
 from sparsekern.csr import CSRTensor  # noqa: E402
+from sparsekern.gqs import GQSTensor  # noqa: E402
 from sparsekern.nm import NMTensor  # noqa: E402
-from sparsekern.patterns import NM, Bitmap, Block, Unstructured  # noqa: E402
+from sparsekern.patterns import GQS, NM, Bitmap, Block, Unstructured  # noqa: E402
 from sparsekern.prune import prune_  # noqa: E402
 
 # A function and its module have one name. A module is bound to its name in the package when it is
@@ -46,6 +48,7 @@ from sparsekern.prune import prune_  # noqa: E402
 from sparsekern.report import report  # noqa: E402
 
 __all__ = [
+    "GQS",
     "NM",
     "Bitmap",
     "BitmapKVPool",
@@ -54,6 +57,7 @@ __all__ = [
     "CSRTensor",
     "CheckpointError",
     "ConvertResult",
+    "GQSTensor",
     "NMTensor",
     "Unstructured",
     "__version__",

@@ -19,8 +19,9 @@ from sparsekern import _activations, _core, _memory
 from sparsekern._fuse import next_module
 from sparsekern._packed import DTYPE_NAMES, PackedTensor
 from sparsekern.csr import CSRTensor
+from sparsekern.gqs import GQSTensor
 from sparsekern.nm import NMTensor
-from sparsekern.nn import BitmapLinear, CSRConv2d, CSRLinear, NMLinear, PackedLayer
+from sparsekern.nn import BitmapLinear, CSRConv2d, CSRLinear, GQSLinear, NMLinear, PackedLayer
 
 VERSION = 1
 KEY, CRC_KEY = "sparsekern", "sparsekern.crc32"
@@ -30,6 +31,7 @@ _KINDS: dict[str, type[PackedLayer]] = {
     "csr_conv2d": CSRConv2d,
     "nm_linear": NMLinear,
     "bitmap_linear": BitmapLinear,
+    "gqs_linear": GQSLinear,
 }
 
 
@@ -43,7 +45,9 @@ def block_rows_of(packed: PackedTensor) -> int:
 
 
 def pattern_of(packed: PackedTensor) -> str:
-    """What a matrix keeps of each group, "2:4"; empty where that is free."""
+    """What a matrix keeps of each group, "2:4", or how groups are quantized, "w4g16"; or empty."""
+    if isinstance(packed, GQSTensor):
+        return f"w{packed.bits}g{packed.group}"
     return f"{packed.n}:{packed.m}" if isinstance(packed, NMTensor) else ""
 
 
@@ -60,7 +64,7 @@ class LayerSpec:
     bias: bool
     fused: bool  # the activation was the next module's, an nn.Identity since
     int8_activations: bool = False
-    pattern: str = ""  # of nm: "2:4"
+    pattern: str = ""  # of nm: "2:4", of gqs: "w4g16"
 
     @classmethod
     def of(cls, root: nn.Module, name: str, layer: PackedLayer, packed: PackedTensor) -> LayerSpec:
@@ -124,9 +128,12 @@ class LayerSpec:
                 f"checkpoint: shape of layer {name!r} must be [rows, cols], got {shape!r}"
             )
         pattern = raw["pattern"]
-        if not isinstance(pattern, str) or bool(pattern) != (raw["kind"] == "nm_linear"):
+        if not isinstance(pattern, str) or bool(pattern) != (
+            raw["kind"] in ("nm_linear", "gqs_linear")
+        ):
             raise CheckpointError(
-                f"checkpoint: pattern of layer {name!r} must be n:m for nm and empty for others, "
+                f"checkpoint: pattern of layer {name!r} must be n:m for nm, w4g16 or the like "
+                f"for gqs and empty for others, "
                 f"got {pattern!r}"
             )
         fields = {field: raw[field] for field in choices}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparsekern import _table, measure
 from sparsekern._candidates import describe_dtype
+from sparsekern._checkpoint_format import pattern_of
 from sparsekern._examples import as_examples
 from sparsekern._packed import PackedTensor
 from sparsekern._sites import Site, find_sites, packed_layers
@@ -22,6 +23,7 @@ from sparsekern.bitmap import BitmapTensor
 from sparsekern.checkpoint import unwrapped
 from sparsekern.convert import REASON
 from sparsekern.csr import CSRTensor
+from sparsekern.gqs import GQSTensor
 from sparsekern.nm import NMTensor
 from sparsekern.nn import CSRConv2d, PackedLayer
 from sparsekern.prune.calibration import Forward, feed
@@ -32,6 +34,7 @@ _FORMATS: dict[type[PackedTensor], str] = {
     CSRTensor: "csr",
     NMTensor: "nm",
     BitmapTensor: "bitmap",
+    GQSTensor: "gqs",
 }
 
 
@@ -41,8 +44,8 @@ class LayerReport:
 
     Attributes:
         name: in the model.
-        format: "csr", "nm", "bitmap" or "dense".
-        dtype: of the weight's values.
+        format: "csr", "nm", "bitmap", "gqs" or "dense".
+        dtype: of the weight's values; "w4g16" or the like for gqs.
         block_rows: outputs that share a pattern; 0 for dense.
         shape: of the dense weight; [out, in] for packed convolutions.
         density: share of weights kept (packed) or not zero (dense); None where it holds no data.
@@ -290,7 +293,9 @@ def _packed_report(
     fields = {
         "name": name,
         "format": _FORMATS[type(weight)],
-        "dtype": describe_dtype(weight.dtype),
+        "dtype": pattern_of(weight)
+        if isinstance(weight, GQSTensor)
+        else describe_dtype(weight.dtype),
         "block_rows": weight.block_rows if isinstance(weight, CSRTensor) else 1,
         "shape": tuple(weight.shape),
         "density": weight.density,

@@ -4,6 +4,8 @@
 
 #include <arm_neon.h>
 
+#include <cstring>
+
 #include "base/simd/expansion.h"
 #include "base/simd/tile_kernels.h"
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _Linear(PackedLayer):
+class LinearLayer(PackedLayer):
     """What linear layers of all formats share."""
 
     in_features: int
@@ -70,7 +70,7 @@ class _Linear(PackedLayer):
         )
 
 
-class CSRLinear(_Linear, CSRLayer):
+class CSRLinear(LinearLayer, CSRLayer):
     """activation(x W^T + bias) with a packed sparse W.
 
     A new layer keeps no weight (it answers the bias): it is there to load a state into. Use
@@ -153,7 +153,7 @@ class CSRLinear(_Linear, CSRLayer):
         )
 
 
-class NMLinear(_Linear):
+class NMLinear(LinearLayer):
     """activation(x W^T + bias) with an N:M matrix W: n of every m inputs of each output.
 
     A new layer keeps zeros: it is there to load a state into. Use `from_dense` or `from_packed`
@@ -250,7 +250,7 @@ class NMLinear(_Linear):
         )
 
 
-class BitmapLinear(_Linear):
+class BitmapLinear(LinearLayer):
     """activation(x W^T + bias) with a bitmap matrix W: any weights are kept, 30 to 75 % are not.
 
     A new layer keeps no weight (it answers the bias): it is there to load a state into. Use
