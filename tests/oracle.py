@@ -213,6 +213,103 @@ def read_nm(values: NDArray, structure: NDArray[np.uint8], dtype: str) -> Nm:
 
 
 @dataclass(frozen=True)
+class Gqs:
+    """A decoded ``gqs`` matrix; ``dense`` and ``mask`` as in `Csr`, a row of ``kept`` per row."""
+
+    dense: Array
+    mask: NDArray[np.bool_]
+    kept: NDArray[np.bool_]
+    codes: NDArray[np.int64]
+    group: int
+    bits: int
+    task_groups: int
+
+
+def _padded(data: bytes, at: int, count: int, kind: str) -> tuple[NDArray, int]:
+    """A section of ``count`` numbers, and where the next one begins."""
+    end = at + count * np.dtype(kind).itemsize
+    following = -(-end // 64) * 64
+    _require(following <= len(data), "structure: length")
+    _require(not any(data[end:following]), "structure: bytes between sections")
+    return np.frombuffer(data, kind, count, at), following
+
+
+def read_gqs(values: NDArray, structure: NDArray[np.uint8], scale: NDArray, dtype: str) -> Gqs:
+    """Read ``gqs`` version 1, checking all that the specification says a reader checks.
+
+    ``dtype`` is that of the scales: float32, bfloat16, float16 or uint8.
+
+    Raises:
+        FormatError: on any breach.
+    """
+    data = structure.tobytes()
+    _require(len(data) >= 64, "structure: shorter than its header")
+    head = struct.unpack_from("<4sIQQIIQII", data)
+    magic, version, rows, cols, group, bits, count, task, flags = head
+    _require(magic == b"SKGQ", "header: magic")
+    _require(version == 1, "header: version")
+    _require(1 <= rows < 2**31 and 1 <= cols < 2**25, "header: rows, cols")
+    _require(group in (16, 32, 64, 128), "header: G")
+    _require(bits in (2, 4, 8), "header: b")
+    row_groups, per_group = -(-cols // group), group // 16
+    _require(count < 2**32 and count <= rows * row_groups, "header: K")
+    _require(task >= 1 and task * per_group <= 2048, "header: T")
+    _require(flags in (0, 1, 2), "header: flags")
+    _require(not any(data[48:64]), "header: reserved bytes are not 0")
+    words = -(-row_groups // 16)
+    offsets, at = _padded(data, 64, rows + 1, "<u4")
+    task_rows, at = _padded(data, at, -(-count // task), "<u4")
+    masks, at = _padded(data, at, rows * words, "<u2")
+    factors = np.ones(rows)
+    if flags == 2:
+        stored, at = _padded(data, at, rows, "<f4")
+        factors = stored.astype(np.float64)
+        _require(bool(np.isfinite(factors).all() and (factors > 0).all()), "factors")
+    _require(at == len(data), "structure: length")
+    offsets = offsets.astype(np.int64)
+    steps = np.diff(offsets)
+    _require(offsets[0] == 0 and offsets[-1] == count, "offsets: ends")
+    _require(bool(((steps >= 0) & (steps <= row_groups)).all()), "offsets: steps")
+    firsts = np.arange(len(task_rows)) * task
+    holders = np.searchsorted(offsets, firsts, side="right") - 1
+    _require(np.array_equal(holders, task_rows), "tasks")
+    ones = np.unpackbits(masks.view(np.uint8), bitorder="little").reshape(rows, words * 16)
+    _require(not ones[:, row_groups:].any(), "masks: beyond the last group")
+    kept = ones[:, :row_groups].astype(bool)
+    _require(np.array_equal(kept.sum(axis=1), steps), "masks: counts")
+
+    fields = 32 // bits
+    units = count * per_group
+    blocks = -(-units // fields)
+    _require(values.ndim == 1 and values.nbytes == blocks * 64, "values: length")
+    word = values.view(np.uint8).view("<u4").reshape(blocks, 16)
+    shifts = np.arange(fields, dtype=np.uint32) * np.uint32(bits)
+    field = (word[:, None, :] >> shifts[:, None]) & np.uint32(2**bits - 1)
+    field = field.reshape(blocks * fields, 16).astype(np.int64)
+    _require(not field[units:].any(), "values: beyond the last unit")
+    signed = field[:units] - (field[:units] >= 2 ** (bits - 1)) * 2**bits
+    per_kept = signed.reshape(count, group)
+    codes = np.zeros((rows, row_groups, group), np.int64)
+    codes[kept] = per_kept
+    codes = codes.reshape(rows, row_groups * group)
+    _require(not codes[:, cols:].any(), "values: beyond the columns")
+
+    _require((flags == 2) == (dtype == "uint8"), "scale: dtype")
+    _require(scale.ndim == 1 and scale.size == count * (2 if flags == 1 else 1), "scale: length")
+    numbers = scale.astype(np.float64) if dtype == "uint8" else elements(scale, dtype)
+    _require(bool(np.isfinite(numbers).all()), "scale: not finite")
+    _require(bool((numbers[:count] != 0).all()), "scale: 0")
+    of_group = np.zeros((2, rows, row_groups))
+    of_group[0, kept] = numbers[:count]
+    if flags == 1:
+        of_group[1, kept] = numbers[count:]
+    ratio, zero = np.repeat(of_group, group, axis=2)
+    dense = ((codes - zero) * ratio * factors[:, None])[:, :cols]
+    mask = np.repeat(kept, group, axis=1)[:, :cols]
+    return Gqs(dense, mask, kept, codes[:, :cols], group, bits, task)
+
+
+@dataclass(frozen=True)
 class Expected:
     """A result, the sum of absolute terms behind each element, and how many terms there were."""
 

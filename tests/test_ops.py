@@ -252,7 +252,28 @@ def samples() -> dict[str, list[tuple]]:
         (dense.t().contiguous().t(), kept[1], 1, 16),
         (dense.bfloat16(), kept[2], 3, 32),
     ]
+    gqs_linear, gqs_down, gqs_scale = [], [], []
+    for scale, zeros, activation in (
+        (torch.float32, True, "gelu"),
+        (torch.bfloat16, False, "relu"),
+        (torch.uint8, False, "none"),
+    ):
+        g = sk.GQSTensor.from_dense(
+            activations((21, 34)), 4, 16, symmetric=not zeros, scale_dtype=scale
+        )
+        if g.scale.is_floating_point():
+            g.scale.requires_grad_()
+        bias = activations((21,)).requires_grad_() if zeros else None
+        x, y = activations((5, 34)).requires_grad_(), activations((5, 21)).requires_grad_()
+        parts = (g.values, g.structure, g.scale)
+        gqs_linear.append((x, *parts, bias, 21, ACTIVATIONS.index(activation)))
+        gqs_down.append((y, *parts, 34))
+        if g.scale.is_floating_point():
+            gqs_scale.append((y.detach(), x.detach(), *(part.detach() for part in parts)))
     return {
+        "gqs_linear": gqs_linear,
+        "gqs_linear_transposed": gqs_down,
+        "gqs_scale_gradient": gqs_scale,
         "nm_pack": nm_pack,
         "nm_linear": nm_linear,
         "nm_linear_transposed": nm_down,

@@ -148,7 +148,11 @@ def test_patterns_are_values():
         ),
         (lambda: Block(3, 0.5), ValueError, "Block: rows must be 1, 2 or 4, got 3"),
         (lambda: Block(0.5, 2), TypeError, "Block: rows must be an integer, got float"),
-        (lambda: Pattern(), TypeError, "Pattern: is abstract; choose Unstructured, Block or NM"),
+        (
+            lambda: Pattern(),
+            TypeError,
+            "Pattern: is abstract; choose Unstructured, Block, NM or GQS",
+        ),
         (
             lambda: Unstructured(0.5).mask(torch.ones(3)),
             ValueError,

@@ -11,4 +11,5 @@ PYBIND11_MODULE(_core, m) {
   sparsekern::bind::RegisterCsr(m);
   sparsekern::bind::RegisterNm(m);
   sparsekern::bind::RegisterNmMask(m);
+  sparsekern::bind::RegisterGqs(m);
 }

@@ -12,6 +12,7 @@ void RegisterIsa(pybind11::module_& m);
 void RegisterCsr(pybind11::module_& m);
 void RegisterNm(pybind11::module_& m);
 void RegisterNmMask(pybind11::module_& m);
+void RegisterGqs(pybind11::module_& m);
 
 // Raises the Python exception that `status` stands for; returns when it is ok.
 void Raise(const Status& status);

@@ -14,6 +14,7 @@ from sparsekern._core import __version__
 _library.load()  # what follows needs the operators
 
 from sparsekern import (  # noqa: E402
+    _autograd_gqs,  # noqa: F401
     _autograd_nm,  # noqa: F401
     autograd,
     distill,
@@ -32,8 +33,9 @@ from sparsekern.checkpoint import (  # noqa: E402
 )
 from sparsekern.convert import ConvertResult, convert_  # noqa: E402
 from sparsekern.csr import CSRTensor  # noqa: E402
+from sparsekern.gqs import GQSTensor  # noqa: E402
 from sparsekern.nm import NMTensor  # noqa: E402
-from sparsekern.patterns import NM, Block, Unstructured  # noqa: E402
+from sparsekern.patterns import GQS, NM, Block, Unstructured  # noqa: E402
 from sparsekern.prune import prune_  # noqa: E402
 
 # A function and its module have one name. A module is bound to its name in the package when it is
@@ -41,11 +43,13 @@ from sparsekern.prune import prune_  # noqa: E402
 from sparsekern.report import report  # noqa: E402
 
 __all__ = [
+    "GQS",
     "NM",
     "Block",
     "CSRTensor",
     "CheckpointError",
     "ConvertResult",
+    "GQSTensor",
     "NMTensor",
     "Unstructured",
     "__version__",

@@ -14,9 +14,12 @@ from sparsekern._cast import CastConv2d, CastLinear
 from sparsekern._nm_mask import GROUP_SIZES
 from sparsekern._sites import Site
 from sparsekern.csr import CSRTensor
+from sparsekern.gqs import GQSTensor
 from sparsekern.nm import NMTensor
-from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear, NMLinear
+from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear, GQSLinear, NMLinear
 from sparsekern.nn._layer import trainable
+from sparsekern.nn.gqs import trainable_scales
+from sparsekern.patterns import GQS
 
 _T = TypeVar("_T", CSRTensor, NMTensor)
 _FILL = 1.05  # blocks may store this many times the nonzero weights: 5 % of explicit zeros
@@ -29,7 +32,7 @@ class Candidate:
     Attributes:
         label: names the form; equal labels of different sites are tried together. "dense" is
             the weight as it is.
-        format: "csr", "nm" or "dense".
+        format: "csr", "nm", "gqs" or "dense".
         block_rows: outputs that share a pattern; 0 for dense.
         modules: what would stand for `site.modules`, in that order.
         nbytes: of the weight.
@@ -61,6 +64,7 @@ def candidates_for(
     policy: str,
     packed: bool,
     int8_activations: bool = False,
+    quantize: GQS | None = None,
 ) -> list[Candidate]:
     """All forms of a weight but the one it has.
 
@@ -72,6 +76,7 @@ def candidates_for(
             measured only.
         packed: whether packed forms are wanted.
         int8_activations: whether those with int8 values take x in int8 too.
+        quantize: the groups that a linear layer's weight may be quantized in, or None.
     """
     assert site.dense is not None
     own = site.dense.dtype
@@ -88,6 +93,8 @@ def candidates_for(
             result += [_packed(site, dtype, rows, int8_x) for rows in blocks]
             if not int8_x:  # nm has no products with x in int8
                 result += [_packed_nm(site, dtype, *pattern) for pattern in patterns]
+        if quantize is not None and linear and bool(site.dense.isfinite().all()):
+            result.append(_packed_gqs(site, quantize))
     casts = [d for d in allowed if d.is_floating_point and d.itemsize < own.itemsize]
     for dtype in casts:
         result.append(_cast(site, dtype, allowed=True))
@@ -145,6 +152,30 @@ def _packed_nm(site: Site, dtype: torch.dtype, n: int, m: int) -> Candidate:
         modules.append(NMLinear.from_packed(packed, bias).train(module.training))
     label = f"nm {n}:{m} {describe_dtype(dtype)}"
     return Candidate(label, "nm", 1, tuple(modules), packed.nbytes)
+
+
+def _packed_gqs(site: Site, quantize: GQS) -> Candidate:
+    """Groups of zeros are pruned, whatever sparsity the pattern names; the others are quantized."""
+    assert site.dense is not None
+    largest = float(site.dense.abs().max())
+    wide = largest > torch.finfo(torch.float16).max  # scales of at most that, with 2 bits
+    packed = GQSTensor.from_dense(
+        site.dense,
+        quantize.bits,
+        quantize.group,
+        scale_dtype=torch.float32 if wide else torch.float16,
+    )
+    first = site.modules[0]
+    assert isinstance(first.weight, Tensor)
+    packed = trainable_scales(packed, first.weight.requires_grad)
+    packed.values = nn.Parameter(packed.values, requires_grad=False)  # one object for all ties
+    modules: list[nn.Module] = []
+    for module in site.modules:
+        bias = module.bias
+        assert bias is None or isinstance(bias, Tensor)
+        modules.append(GQSLinear.from_packed(packed, bias).train(module.training))
+    label = f"gqs w{quantize.bits}g{quantize.group}"
+    return Candidate(label, "gqs", 1, tuple(modules), packed.nbytes)
 
 
 def _packed(site: Site, dtype: torch.dtype, block_rows: int, int8_x: bool) -> Candidate:

@@ -19,8 +19,9 @@ from sparsekern import _activations, _core, _memory
 from sparsekern._fuse import next_module
 from sparsekern._packed import DTYPE_NAMES, PackedTensor
 from sparsekern.csr import CSRTensor
+from sparsekern.gqs import GQSTensor
 from sparsekern.nm import NMTensor
-from sparsekern.nn import CSRConv2d, CSRLinear, NMLinear, PackedLayer
+from sparsekern.nn import CSRConv2d, CSRLinear, GQSLinear, NMLinear, PackedLayer
 
 VERSION = 1
 KEY, CRC_KEY = "sparsekern", "sparsekern.crc32"
@@ -29,6 +30,7 @@ _KINDS: dict[str, type[PackedLayer]] = {
     "csr_linear": CSRLinear,
     "csr_conv2d": CSRConv2d,
     "nm_linear": NMLinear,
+    "gqs_linear": GQSLinear,
 }
 
 
@@ -42,7 +44,9 @@ def block_rows_of(packed: PackedTensor) -> int:
 
 
 def pattern_of(packed: PackedTensor) -> str:
-    """What a matrix keeps of each group, "2:4"; empty where that is free."""
+    """What a matrix keeps of each group, "2:4", or how groups are quantized, "w4g16"; or empty."""
+    if isinstance(packed, GQSTensor):
+        return f"w{packed.bits}g{packed.group}"
     return f"{packed.n}:{packed.m}" if isinstance(packed, NMTensor) else ""
 
 
@@ -59,7 +63,7 @@ class LayerSpec:
     bias: bool
     fused: bool  # the activation was the next module's, an nn.Identity since
     int8_activations: bool = False
-    pattern: str = ""  # of nm: "2:4"
+    pattern: str = ""  # of nm: "2:4", of gqs: "w4g16"
 
     @classmethod
     def of(cls, root: nn.Module, name: str, layer: PackedLayer, packed: PackedTensor) -> LayerSpec:
@@ -106,7 +110,8 @@ class LayerSpec:
                     f"checkpoint: {field} of layer {name!r} must be one of "
                     f"{', '.join(map(str, allowed))}, got {got!r}; a newer sparsekern may read it"
                 )
-        if raw["int8_activations"] and (raw["dtype"] != "int8" or raw["kind"] == "nm_linear"):
+        csr = raw["kind"].startswith("csr")
+        if raw["int8_activations"] and not (csr and raw["dtype"] == "int8"):
             raise CheckpointError(
                 f"checkpoint: int8_activations of layer {name!r} must come with int8 values of "
                 f"csr, got {raw['dtype']} of {raw['kind']}"
@@ -121,9 +126,10 @@ class LayerSpec:
                 f"checkpoint: shape of layer {name!r} must be [rows, cols], got {shape!r}"
             )
         pattern = raw["pattern"]
-        if not isinstance(pattern, str) or bool(pattern) != (raw["kind"] == "nm_linear"):
+        if not isinstance(pattern, str) or bool(pattern) == csr:
             raise CheckpointError(
-                f"checkpoint: pattern of layer {name!r} must be n:m for nm and empty for others, "
+                f"checkpoint: pattern of layer {name!r} must be n:m for nm, w4g16 or the like "
+                f"for gqs and empty for others, "
                 f"got {pattern!r}"
             )
         fields = {field: raw[field] for field in choices}

@@ -98,6 +98,47 @@ for _operator in ("csr_linear", "nm_linear"):
     register_fake(_operator)(partial(_linear, _operator))
 
 
+def check_gqs_parts(
+    operator: str,
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    rows: int,
+) -> None:
+    """`check_parts` for group-quantized weights: a scale a group, of several dtypes."""
+    if values.dtype != torch.int8:
+        raise TypeError(f"{operator}: values must be int8, got {values.dtype}")
+    if scale.dtype not in (*_X_DTYPES, torch.uint8):
+        raise TypeError(
+            f"{operator}: scale must be float32, bfloat16, float16 or uint8, got {scale.dtype}"
+        )
+    if scale.dim() != 1:
+        raise ValueError(f"{operator}: scale must be 1-D, got shape {list(scale.shape)}")
+    if scale.device != x.device:
+        raise ValueError(f"{operator}: scale must be on {x.device} like x, got {scale.device}")
+    row_scale = torch.empty(rows, device="meta")  # stands for the scale of int8 rows
+    check_parts(operator, x, values, structure, row_scale, bias, rows)
+
+
+@register_fake("gqs_linear")
+def _gqs_linear_fake(
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    rows: int,
+    activation: int = 0,
+) -> Tensor:
+    check_gqs_parts("gqs_linear", x, values, structure, scale, bias, rows)
+    check_activation("gqs_linear", activation)
+    if x.dim() < 1:
+        raise ValueError("gqs_linear: x must have 1 to 16 dimensions, got 0")
+    return x.new_empty((*x.shape[:-1], rows))
+
+
 @register_fake("csr_conv2d")
 def _csr_conv2d_fake(
     x: Tensor,

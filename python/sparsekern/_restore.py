@@ -19,8 +19,10 @@ from sparsekern._checkpoint_format import (
 from sparsekern._fuse import fused_name, next_module
 from sparsekern._packed import PackedTensor
 from sparsekern.csr import CSRTensor
+from sparsekern.gqs import GQSTensor
 from sparsekern.nm import NMTensor
-from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear, NMLinear, PackedLayer
+from sparsekern.nn import CSRConv2d, CSRLayer, CSRLinear, GQSLinear, NMLinear, PackedLayer
+from sparsekern.nn.gqs import trainable_scales
 
 
 @dataclass
@@ -133,7 +135,7 @@ def _fused_place(
 def _check_fits(name: str, spec: LayerSpec, old: nn.Module) -> None:
     conv = spec.kind == "csr_conv2d"
     dense = nn.Conv2d if conv else nn.Linear
-    sparse = (CSRConv2d,) if conv else (CSRLinear, NMLinear)
+    sparse = (CSRConv2d,) if conv else (CSRLinear, NMLinear, GQSLinear)
     if not isinstance(old, (dense, *sparse)):
         names = " or ".join(kind.__name__ for kind in sparse)
         raise CheckpointError(
@@ -141,7 +143,7 @@ def _check_fits(name: str, spec: LayerSpec, old: nn.Module) -> None:
             f"the model, got {type(old).__name__}"
         )
     found: tuple[object, ...]
-    if isinstance(old, (nn.Linear, CSRLinear, NMLinear)):
+    if isinstance(old, (nn.Linear, CSRLinear, NMLinear, GQSLinear)):
         found = ((old.out_features, old.in_features), 1)
     elif isinstance(old, CSRConv2d):
         found = (old.matrix_shape, old.stride)
@@ -191,6 +193,10 @@ def _new_layer(
         trainable[id(packed)] = nn.Parameter(moved.values, requires_grad=requires_grad)
         packed.structure, packed.scale = moved.structure, moved.scale
         packed.values = trainable[id(packed)]
+        if isinstance(packed, GQSTensor):
+            scale = old.scale if isinstance(old, GQSLinear) else weight
+            assert scale is not None
+            trainable_scales(packed, scale.requires_grad)
     bias = None
     if spec.bias:
         old_bias = old.bias
@@ -203,6 +209,8 @@ def _new_layer(
     layer: PackedLayer
     if isinstance(packed, NMTensor):
         layer = NMLinear.from_packed(packed, bias, spec.activation)
+    elif isinstance(packed, GQSTensor):
+        layer = GQSLinear.from_packed(packed, bias, spec.activation)
     else:
         assert isinstance(packed, CSRTensor)
         if spec.kind == "csr_linear":

@@ -20,6 +20,7 @@ from sparsekern._sites import Places, Site, as_globs, find_sites
 from sparsekern._trial import Trial, run_trials
 from sparsekern.checkpoint import unwrapped
 from sparsekern.csr import check_block_rows
+from sparsekern.patterns import GQS
 from sparsekern.prune.calibration import Forward, feed
 from sparsekern.prune.progress import ProgressCallback
 
@@ -38,6 +39,7 @@ def convert_(
     policy: str = "fastest",
     allow_dtypes: Collection[torch.dtype] | None = None,
     int8_activations: bool = False,
+    quantize: GQS | None = None,
     block_rows: int | str = "auto",
     min_sparsity: float = 0.3,
     include: str | Iterable[str] = "*",
@@ -72,6 +74,10 @@ def convert_(
             it nothing is rounded, and the result only says where dense bfloat16 would have won.
         int8_activations: with torch.int8 among `allow_dtypes`, layers packed in int8 (as csr, which
             alone can) round x to int8 as well, row by row (`sparsekern.ops.csr_linear`).
+        quantize: `GQS(bits, group)`: weights of linear layers may be rounded to codes of so many
+            bits in such groups, each by its largest magnitude (`GQSTensor.from_dense`; GQSA's
+            calibration rounds better). Groups of zeros are pruned, as many as there are. With
+            `min_sparsity=0` layers without zeros too.
         block_rows: 1, 2 or 4 outputs that share a pattern, or "auto": those whose blocks the
             weight's zeros already have.
         min_sparsity: share of zeros, in [0, 1], below which (the layer's rounded to a percent) a
@@ -102,6 +108,8 @@ def convert_(
             "convert_: int8_activations needs torch.int8 among allow_dtypes, got "
             f"{[describe_dtype(dtype) for dtype in allowed]}"
         )
+    if quantize is not None and not isinstance(quantize, GQS):
+        raise TypeError(f"convert_: quantize must be a GQS, got {type(quantize).__name__}")
     globs = as_globs("convert_", "include", include), as_globs("convert_", "exclude", exclude)
     examples = as_examples("convert_", model, example_inputs)
     if policy == "fastest" and not examples:
@@ -113,6 +121,7 @@ def convert_(
         block_rows=block_rows,
         policy=policy,
         int8_activations=int8_activations,
+        quantize=quantize,
     )
     run = _Run(root, sites, policy, min_sparsity, forms, _sink(progress))
     run.prepare()

@@ -24,12 +24,14 @@ from sparsekern._library import translated
 from sparsekern._nm_mask import nm_mask
 from sparsekern._nm_transposable import nm_mask_transposable
 from sparsekern.csr import CSRTensor
+from sparsekern.gqs import GQSTensor
 from sparsekern.nm import NMTensor
 
 __all__ = [
     "csr_conv2d",
     "csr_linear",
     "csr_sddmm",
+    "gqs_linear",
     "nm_linear",
     "nm_mask",
     "nm_mask_transposable",
@@ -41,6 +43,7 @@ _conv2d = torch.ops.sparsekern.csr_conv2d.default
 _unpack_dual: Any = forward_ad.unpack_dual
 _sddmm = torch.ops.sparsekern.csr_sddmm.default
 _nm = torch.ops.sparsekern.nm_linear.default
+_gqs = torch.ops.sparsekern.gqs_linear.default
 # With no gradient to record, the kernel registered for autograd, which is Python, would only cost
 # time: this guard goes past it, and past nothing else (modes, functorch and fake tensors remain).
 _below_autograd: Any = torch._C._AutoDispatchBelowAutograd
@@ -154,6 +157,44 @@ def nm_linear(
     code = _activations.code_of("nm_linear", activation)
     _check_packed("nm_linear", w, NMTensor)
     return linear_nm(x, w.values, w.structure, w.scale, bias, w.shape[0], code)
+
+
+def gqs_linear(
+    x: Tensor, w: GQSTensor, bias: Tensor | None = None, activation: str = "none"
+) -> Tensor:
+    """activation(x W^T + bias) with a group-quantized sparse matrix.
+
+    Weights are made float32 and multiply x in float32. Pruned groups contribute nothing, whatever x
+    holds there.
+
+    Args:
+        x: [..., cols], float32, bfloat16 or float16; any leading dimensions and strides.
+        w: [rows, cols].
+        bias: [rows], float32 or the dtype of x.
+        activation: none, relu, relu6, gelu, gelu_tanh, silu or hardswish.
+
+    Returns:
+        [..., rows] in the dtype of x, contiguous.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `csr_linear`.
+    """
+    code = _activations.code_of("gqs_linear", activation)
+    _check_packed("gqs_linear", w, GQSTensor)
+    return linear_gqs(x, w.values, w.structure, w.scale, bias, w.shape[0], code)
+
+
+def linear_gqs(
+    x: Tensor,
+    values: Tensor,
+    structure: Tensor,
+    scale: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    activation: int,
+) -> Tensor:
+    """`gqs_linear` from the parts of a packed matrix and an activation's code."""
+    return _called("gqs_linear", _gqs, x, values, structure, scale, bias, rows, activation)
 
 
 def linear_nm(

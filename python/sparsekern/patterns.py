@@ -7,7 +7,7 @@ pattern object serves every layer. Masks follow three rules:
 * **Exact counts.** With ``scope="layer"``, ``round(sparsity * units)`` units of the matrix are
   pruned; with ``scope="row"``, ``round(sparsity * in)`` of every row of units. A unit is one weight
   (`Unstructured`) or one column of a group of rows (`Block`). Halves round to even, as in Python.
-  `NM` keeps n of every m weights of a row, whatever the scope.
+  `NM` keeps n of every m weights of a row, whatever the scope. A unit of `GQS` is a group of a row.
 * **Ties.** Between equal scores, the lower row-major index is kept. -0.0 equals 0.0.
 * **NaN.** A NaN score ranks below every number, -inf included: it is pruned first and never beats
   a number. This is a rule about scores. `sparsekern.prune` gives a weight that is itself NaN or
@@ -26,8 +26,9 @@ from torch import Tensor
 
 from sparsekern._nm_mask import check_group, nm_mask
 from sparsekern._order import sort_keys
+from sparsekern.gqs import check_kind, to_columns
 
-__all__ = ["NM", "Block", "Pattern", "Unstructured"]
+__all__ = ["GQS", "NM", "Block", "Pattern", "Unstructured"]
 
 _SCOPES = ("layer", "row")
 _P = TypeVar("_P", bound="Pattern")
@@ -83,7 +84,7 @@ class Pattern:
 
     def __post_init__(self) -> None:
         if type(self) is Pattern:
-            raise TypeError("Pattern: is abstract; choose Unstructured, Block or NM")
+            raise TypeError("Pattern: is abstract; choose Unstructured, Block, NM or GQS")
         _check_sparsity(type(self).__name__, self.sparsity)
 
     @property
@@ -268,3 +269,61 @@ class NM(Pattern):
         """
         self._check_mask_arguments(score, scope)
         return nm_mask(score, self.n, self.m, score=score)
+
+
+@dataclass(frozen=True)
+class GQS(Pattern):
+    """Group-quantized sparsity: groups of consecutive inputs of a row are pruned whole.
+
+    Masks choose groups by the mean of their scores; `bits` says what `convert_` and `GQSTensor` are
+    to make of those that stay. A row's last group may be short and competes on equal terms.
+
+    Args:
+        bits: of a quantized weight: 2, 4 or 8.
+        group: consecutive inputs of a group: 16, 32, 64 or 128.
+        sparsity: share of groups to prune, in [0, 1].
+
+    Raises:
+        TypeError: bits or group is not an integer, or sparsity not a number.
+        ValueError: a sparsity out of range.
+        NotImplementedError: bits or a group that the format does not have.
+    """
+
+    bits: int = 4
+    group: int = 16
+    sparsity: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_kind("GQS", self.bits, self.group)
+        super().__post_init__()
+
+    @property
+    def label(self) -> str:
+        """GQS(w4g16)."""
+        return f"GQS(w{self.bits}g{self.group})"
+
+    def mask(self, score: Tensor, scope: str = "layer") -> Tensor:
+        """Choose what to keep.
+
+        Args:
+            score: [out, in], floating point; larger is more important.
+            scope: "layer" compares all groups of the matrix, "row" those of one row.
+
+        Returns:
+            bool [out, in] on the score's device, True = kept; whole groups. Ties as the module
+            says; a group with a NaN score is pruned first.
+
+        Raises:
+            TypeError, ValueError: as `Pattern.mask`.
+        """
+        self._check_mask_arguments(score, scope)
+        score = score.detach()
+        columns = score.shape[1]
+        full = columns - columns % self.group
+        units = score[:, :full].reshape(len(score), -1, self.group).mean(dim=2)
+        if full < columns:
+            units = torch.cat([units, score[:, full:].mean(dim=1, keepdim=True)], dim=1)
+        per_row = scope == "row"
+        count = round(self.sparsity * (units.shape[1] if per_row else units.numel()))
+        kept = keep_largest(units, count, per_row=per_row)
+        return to_columns(kept, self.group, columns)

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from sparsekern import _table, measure
 from sparsekern._candidates import describe_dtype
+from sparsekern._checkpoint_format import pattern_of
 from sparsekern._examples import as_examples
 from sparsekern._sites import Site, find_sites, packed_layers
 from sparsekern._trial import Call, Trial, run_trials
 from sparsekern.checkpoint import unwrapped
 from sparsekern.convert import REASON
 from sparsekern.csr import CSRTensor
+from sparsekern.gqs import GQSTensor
 from sparsekern.nn import CSRConv2d, PackedLayer
 from sparsekern.prune.calibration import Forward, feed
 
@@ -32,8 +34,8 @@ class LayerReport:
 
     Attributes:
         name: in the model.
-        format: "csr", "nm" or "dense".
-        dtype: of the weight's values.
+        format: "csr", "nm", "gqs" or "dense".
+        dtype: of the weight's values; "w4g16" or the like for gqs.
         block_rows: outputs that share a pattern; 0 for dense.
         shape: of the dense weight; [out, in] for packed convolutions.
         density: share of weights kept (packed) or not zero (dense); None where it holds no data.
@@ -277,8 +279,10 @@ def _packed_report(
     names = dict.fromkeys(layer.kernel(_rows(layer, call)) for call in calls)
     fields = {
         "name": name,
-        "format": "csr" if isinstance(weight, CSRTensor) else "nm",
-        "dtype": describe_dtype(weight.dtype),
+        "format": type(weight).__name__.removesuffix("Tensor").lower(),
+        "dtype": pattern_of(weight)
+        if isinstance(weight, GQSTensor)
+        else describe_dtype(weight.dtype),
         "block_rows": weight.block_rows if isinstance(weight, CSRTensor) else 1,
         "shape": tuple(weight.shape),
         "density": weight.density,

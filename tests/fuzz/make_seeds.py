@@ -2,7 +2,7 @@
 """Writes the fuzzers' first inputs: small valid matrices, in the layout that
 ``tests/fuzz/<format>_reader.cc`` reads.
 
-Usage: python tests/fuzz/make_seeds.py FOLDER [csr|nm]
+Usage: python tests/fuzz/make_seeds.py FOLDER [csr|nm|gqs]
 """
 
 from __future__ import annotations
@@ -35,7 +35,24 @@ def nm(dense: NDArray, dtype: str, rng: np.random.Generator) -> Iterator[Packed]
         yield f"{n}of{m}", *_core.nm_pack(dense, dtype, n, m, mask)
 
 
-FORMATS = {"csr": csr, "nm": nm}
+def gqs(dense: NDArray, dtype: str, rng: np.random.Generator) -> Iterator[Packed]:
+    """The dtype is that of the scales; "int8" stands for uint8."""
+    rows, cols = dense.shape
+    for bits, group in ((2, 16), (4, 16), (4, 64), (8, 128)):
+        codes = rng.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, cols)).astype(np.int8)
+        mask = rng.random((rows, -(-cols // group))) < rng.choice([0.0, 0.5, 1.0])
+        narrow = dtype == "int8"
+        zeros = not narrow and bits == 8
+        factor = np.ones(rows, np.float32) if narrow else None
+        values, structure = _core.gqs_pack(codes, mask, bits, group, zeros, factor)
+        halves = {"bfloat16": np.uint16(0x3F80), "float16": np.uint16(0x3C00)}
+        one = np.uint8(1) if narrow else halves.get(dtype, np.float32(1))
+        scale = np.full(mask.sum() * (2 if zeros else 1), one)
+        rest = np.frombuffer(values.tobytes() + scale.tobytes(), np.uint8)
+        yield f"w{bits}g{group}", rest, structure
+
+
+FORMATS = {"csr": csr, "nm": nm, "gqs": gqs}
 
 
 def main(folder: Path, name: str = "csr") -> None:

@@ -3,6 +3,7 @@
 
 from sparsekern.nn._layer import CSRLayer, PackedLayer
 from sparsekern.nn.conv2d import CSRConv2d
+from sparsekern.nn.gqs import GQSLinear
 from sparsekern.nn.linear import CSRLinear, NMLinear
 from sparsekern.training.layers import NMTrainingConv2d, NMTrainingLinear
 
@@ -10,6 +11,7 @@ __all__ = [
     "CSRConv2d",
     "CSRLayer",
     "CSRLinear",
+    "GQSLinear",
     "NMLinear",
     "NMTrainingConv2d",
     "NMTrainingLinear",

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class _Linear(PackedLayer):
+class LinearLayer(PackedLayer):
     """What linear layers of all formats share."""
 
     in_features: int
@@ -69,7 +69,7 @@ class _Linear(PackedLayer):
         )
 
 
-class CSRLinear(_Linear, CSRLayer):
+class CSRLinear(LinearLayer, CSRLayer):
     """activation(x W^T + bias) with a packed sparse W.
 
     A new layer keeps no weight (it answers the bias): it is there to load a state into. Use
@@ -152,7 +152,7 @@ class CSRLinear(_Linear, CSRLayer):
         )
 
 
-class NMLinear(_Linear):
+class NMLinear(LinearLayer):
     """activation(x W^T + bias) with an N:M matrix W: n of every m inputs of each output.
 
     A new layer keeps zeros: it is there to load a state into. Use `from_dense` or `from_packed`

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+// The product of a group-quantized sparse matrix with dense activations: a linear layer.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "sparsekern/gqs.h"
+#include "sparsekern/isa.h"
+#include "sparsekern/linear.h"
+#include "sparsekern/parallel.h"
+
+namespace sparsekern {
+
+// A packed weight: (code - zero) * scale of its group, times the factor of its row where scales are
+// 8 bits. `structure` comes from ParseGqsStructure; `values` are structure.value_bytes() bytes,
+// `scale` structure.scale_count() elements: the scales, then the zero-points where there are any.
+struct GqsMatrix {
+  GqsStructure structure;
+  const uint8_t* values = nullptr;
+  const void* scale = nullptr;
+  GqsScale kind = GqsScale::kF32;
+};
+
+// Weights are made fp32, then multiplied and summed in fp32. Pruned groups take no part, whatever x
+// holds there. Takes no int8_x.
+Status GqsLinear(const GqsMatrix& w, const LinearArgs& args, const ParallelFor& parallel_for);
+
+// The kernel that an ISA mask selects, e.g. "gqs_linear_w4g16_decode__x86_avx512". A pure function.
+std::string GqsLinearKernelName(const GqsMatrix& w, int64_t x_rows, IsaMask mask);
+
+}  // namespace sparsekern

@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+// The loops of gqs_linear, over a vector type V (base/simd/conversion.h) that has besides
+// Word, kLanes 32-bit integers; LoadWord(bytes); Code<b>(word, j): lane by lane field j of b bits,
+// signed, as a float; Sum(v) of its lanes; kMostRows: of x, that the decode kernels take at a time.
+//
+// Decode is memory-bound: 10 bytes for a group of 16 four-bit weights with its scale, and x, 16
+// numbers of it a group, stays in the first-level cache. Sixteen lanes are sixteen columns of one
+// row of W, so a group meets one load of x, whatever groups its row keeps; what is left to do is a
+// shift, a look-up (or a conversion), a multiply by the scale and a multiply-add a row of x. On
+// AVX-512 that is two cycles a group at best, where memory gives one in 2.4.
+#pragma once
+
+#include <cstdint>
+
+#include "base/simd/batch.h"
+#include "base/simd/conversion.h"
+#include "ops/gqs_linear/kernels.h"
+
+namespace sparsekern {
+
+// Field j of a unit's block, or of its part of it, less the zero-point, times the scale.
+template <typename V, int B, bool kZero>
+static inline __attribute__((always_inline)) typename V::Reg GqsWeight(typename V::Word word, int j,
+                                                                       const float* scale,
+                                                                       const float* zero) {
+  typename V::Reg w = V::template Code<B>(word, j);
+  if constexpr (kZero) w = V::Add(w, V::Set1(-*zero));
+  return V::Mul(w, V::Set1(*scale));
+}
+
+template <typename V, int B, bool kZero, int M>
+static void GqsDot(const GqsRun& run, const uint8_t* x, float* y) {
+  constexpr int kParts = kGqsUnit / V::kLanes;
+  constexpr int kFields = 32 / B;
+  // Sums alternate between sets where one would wait for its own multiply-adds.
+  constexpr int kSets = M * kParts >= 4 ? 1 : 4 / (M * kParts);
+  constexpr int64_t kAhead = 4096;
+  for (int i = 0; i < run.count; ++i, y += M) {
+    const GqsPart& part = run.parts[i];
+    const uint8_t* block = run.values + part.block * 64;
+    const uint32_t* offset = run.offset + part.at;
+    const float* scale = run.scale + part.at;
+    const float* zero = kZero ? run.zero + part.at : nullptr;
+    typename V::Reg sum[kSets][M][kParts];
+    for (int set = 0; set < kSets; ++set) {
+      for (int m = 0; m < M; ++m) {
+        for (int p = 0; p < kParts; ++p) sum[set][m][p] = V::Zero();
+      }
+    }
+    for (int b = 0; b < part.blocks; ++b) {
+      typename V::Word word[kParts];
+      for (int p = 0; p < kParts; ++p) word[p] = V::LoadWord(block + 4 * p * V::kLanes);
+      __builtin_prefetch(block + kAhead);
+#pragma GCC unroll 16
+      for (int j = 0; j < kFields; ++j) {
+        const float* at = reinterpret_cast<const float*>(x + offset[j]);
+        for (int p = 0; p < kParts; ++p) {
+          const typename V::Reg w = GqsWeight<V, B, kZero>(word[p], j, scale + j, zero + j);
+          for (int m = 0; m < M; ++m) {
+            typename V::Reg& s = sum[j % kSets][m][p];
+            s = V::Fma(w, V::Load(at + m * kGqsUnit + p * V::kLanes), s);
+          }
+        }
+      }
+      block += 64;
+      offset += kFields;
+      scale += kFields;
+      if (kZero) zero += kFields;
+    }
+    for (int m = 0; m < M; ++m) {
+      typename V::Reg total = V::Zero();
+      for (int set = 0; set < kSets; ++set) {
+        for (int p = 0; p < kParts; ++p) total = V::Add(total, sum[set][m][p]);
+      }
+      y[m] = V::Sum(total);
+    }
+  }
+}
+
+template <typename V, int B, bool kZero>
+static void GqsExpand(const GqsUnits& units, float* out) {
+  constexpr int kFields = 32 / B;
+  for (int64_t i = 0; i < units.count; ++i) {
+    const int64_t u = units.first + i;
+    const uint8_t* block = units.values + u / kFields * 64;
+    for (int p = 0; p < kGqsUnit; p += V::kLanes) {
+      const typename V::Word word = V::LoadWord(block + 4 * p);
+      V::Store(out + i * kGqsUnit + p, GqsWeight<V, B, kZero>(word, static_cast<int>(u % kFields),
+                                                              units.scale + i, units.zero + i));
+    }
+  }
+}
+
+// The sums of one row of W; a unit's sixteen columns of x lie one after the other. As many vectors
+// at a time as fit into registers twice, so that neighbouring columns do not wait for each other.
+template <typename V, int U>
+static void GqsBatch(const float* w, const uint8_t* column, int count, const float* x, float* y) {
+  constexpr int kWidth = U * V::kLanes;
+  constexpr int kPart = U < V::kAccumulators ? U : V::kAccumulators;
+  const auto part = [&]<int P>(int at) __attribute__((always_inline)) {
+    constexpr int kSets = P >= 8 ? 1 : P >= 4 ? 2 : 4;
+    typename V::Reg sum[kSets][P];
+    for (int u = 0; u < P; ++u) {
+      sum[0][u] = V::Load(y + at + u * V::kLanes);
+      for (int set = 1; set < kSets; ++set) sum[set][u] = V::Zero();
+    }
+    for (int i = 0; i < count; ++i) {
+      const float* xk = x + static_cast<int64_t>(column[i]) * kWidth + at;
+      const float* wk = w + i * kGqsUnit;
+#pragma GCC unroll 4
+      for (int k = 0; k < kGqsUnit; ++k) {
+        const typename V::Reg weight = V::Set1(wk[k]);
+        for (int u = 0; u < P; ++u) {
+          sum[k % kSets][u] = V::Fma(weight, V::Load(xk + u * V::kLanes), sum[k % kSets][u]);
+        }
+        xk += kWidth;
+      }
+    }
+    for (int u = 0; u < P; ++u) {
+      for (int set = 1; set < kSets; ++set) sum[0][u] = V::Add(sum[0][u], sum[set][u]);
+      V::Store(y + at + u * V::kLanes, sum[0][u]);
+    }
+  };
+  for (int at = 0; at < U / kPart * kPart * V::kLanes; at += kPart * V::kLanes) {
+    part.template operator()<kPart>(at);
+  }
+  if constexpr (U % kPart != 0) {
+    part.template operator()<U % kPart>(U / kPart * kPart * V::kLanes);
+  }
+}
+
+static inline uint32_t GqsMaskWord(const uint8_t* words, int64_t w) {
+  uint16_t bits;
+  std::memcpy(&bits, words + 2 * w, 2);
+  return bits;
+}
+
+// The word that holds the first bit after `skip` set ones, with only what follows them; word_count
+// when there is none.
+static inline int64_t GqsSkip(const uint8_t* words, int64_t word_count, int64_t skip,
+                              uint32_t* bits) {
+  for (int64_t w = 0; w < word_count; ++w) {
+    *bits = GqsMaskWord(words, w);
+    const int set = __builtin_popcount(*bits);
+    if (skip < set) {
+      for (; skip > 0; --skip) *bits &= *bits - 1;
+      return w;
+    }
+    skip -= set;
+  }
+  return word_count;
+}
+
+static inline void GqsOffsets(const uint8_t* words, int64_t word_count, int64_t skip, int64_t count,
+                              uint32_t step, uint32_t* out) {
+  uint32_t* const end = out + count;
+  uint32_t bits = 0;
+  for (int64_t w = GqsSkip(words, word_count, skip, &bits); w < word_count && out < end;) {
+    for (; bits != 0 && out < end; bits &= bits - 1) {
+      const auto position =
+          static_cast<uint32_t>(w) * 16 + static_cast<uint32_t>(__builtin_ctz(bits));
+      *out++ = position * step;
+    }
+    if (++w < word_count) bits = GqsMaskWord(words, w);
+  }
+}
+
+template <int K>
+static inline void GqsRepeatBy(const float* in, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    for (int j = 0; j < K; ++j) out[i * K + j] = in[i];
+  }
+}
+
+static inline void GqsRepeat(const float* in, int64_t n, int k, float* out) {
+  k == 2   ? GqsRepeatBy<2>(in, n, out)
+  : k == 4 ? GqsRepeatBy<4>(in, n, out)
+           : GqsRepeatBy<8>(in, n, out);
+}
+
+template <int K>
+static inline void GqsRepeatOffsetBy(const uint32_t* in, int64_t n, uint32_t step, uint32_t* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    for (int j = 0; j < K; ++j) out[i * K + j] = in[i] + static_cast<uint32_t>(j) * step;
+  }
+}
+
+static inline void GqsRepeatOffset(const uint32_t* in, int64_t n, int k, uint32_t step,
+                                   uint32_t* out) {
+  k == 2   ? GqsRepeatOffsetBy<2>(in, n, step, out)
+  : k == 4 ? GqsRepeatOffsetBy<4>(in, n, step, out)
+           : GqsRepeatOffsetBy<8>(in, n, step, out);
+}
+
+template <typename V, int B, bool kZero>
+static constexpr void SetGqsDots(GqsDotFn (&dot)[kGqsWidths]) {
+  dot[0] = GqsDot<V, B, kZero, 1>;
+  dot[1] = GqsDot<V, B, kZero, 2>;
+  dot[2] = GqsDot<V, B, kZero, 4>;
+  if constexpr (V::kMostRows > 4) {
+    dot[3] = GqsDot<V, B, kZero, 8>;
+    dot[4] = GqsDot<V, B, kZero, 16>;
+  }
+}
+
+template <typename V>
+static constexpr GqsKernels MakeGqsKernels(const TileKernels& tiles, int max_decode_rows,
+                                           GqsOffsetsFn offsets = GqsOffsets) {
+  GqsKernels kernels{tiles,
+                     max_decode_rows,
+                     {},
+                     {{GqsExpand<V, 2, false>, GqsExpand<V, 2, true>},
+                      {GqsExpand<V, 4, false>, GqsExpand<V, 4, true>},
+                      {GqsExpand<V, 8, false>, GqsExpand<V, 8, true>}},
+                     {GqsBatch<V, V::kBatchVectors[0]>, GqsBatch<V, V::kBatchVectors[1]>,
+                      GqsBatch<V, V::kBatchVectors[2]>, GqsBatch<V, V::kBatchVectors[3]>,
+                      GqsBatch<V, V::kBatchVectors[4]>},
+                     offsets,
+                     GqsRepeat,
+                     GqsRepeatOffset};
+  SetGqsDots<V, 2, false>(kernels.dot[0][0]);
+  SetGqsDots<V, 2, true>(kernels.dot[0][1]);
+  SetGqsDots<V, 4, false>(kernels.dot[1][0]);
+  SetGqsDots<V, 4, true>(kernels.dot[1][1]);
+  SetGqsDots<V, 8, false>(kernels.dot[2][0]);
+  SetGqsDots<V, 8, true>(kernels.dot[2][1]);
+  return kernels;
+}
+
+}  // namespace sparsekern

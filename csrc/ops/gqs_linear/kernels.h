@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// What an ISA file offers to the driver of gqs_linear, beside its tile kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "base/simd/tile_kernels.h"
+#include "sparsekern/gqs.h"
+
+namespace sparsekern {
+
+// Consecutive kept units: number `first` and on of the matrix, `count` of them, 16 weights each.
+struct GqsUnits {
+  const uint8_t* values;  // of the matrix
+  int64_t first;
+  int64_t count;
+  const float* scale;  // [count]
+  const float* zero;   // [count], or nullptr
+};
+
+// A part of a row of W: whole blocks of units, those of other rows at its ends with scales of 0 and
+// offsets of zeros in x.
+struct GqsPart {
+  int64_t block;  // of the matrix, the first
+  int blocks;
+  int at;  // its first unit in the arrays of the run
+};
+struct GqsRun {
+  const uint8_t* values;   // of the matrix
+  const uint32_t* offset;  // bytes from x to the first of the 16 columns of x that a unit meets
+  const float* scale;
+  const float* zero;  // or nullptr
+  const GqsPart* parts;
+  int count;
+};
+
+// Decode: y[part][m] = the products of a part with row m of M rows of x: fp32, x[...][M][16].
+using GqsDotFn = void (*)(const GqsRun& run, const uint8_t* x, float* y);
+// The units as fp32: out[count][16].
+using GqsExpandFn = void (*)(const GqsUnits& units, float* out);
+// Batch: y[width] += the products of `count` units, w[count][16], with x[columns][width]; column[i]
+// is the first of unit i.
+using GqsBatchFn = void (*)(const float* w, const uint8_t* column, int count, const float* x,
+                            float* y);
+// The bits of `words` 16-bit words, ascending, times `step`: what is set after the first `skip` of
+// them, `count` at most. Writes up to kGqsSlack elements more than it should.
+using GqsOffsetsFn = void (*)(const uint8_t* words, int64_t word_count, int64_t skip, int64_t count,
+                              uint32_t step, uint32_t* out);
+
+// Each of n numbers `k` times, k being 2, 4 or 8, and then `step` more each time.
+using GqsRepeatFn = void (*)(const float* in, int64_t n, int k, float* out);
+using GqsRepeatOffsetFn = void (*)(const uint32_t* in, int64_t n, int k, uint32_t step,
+                                   uint32_t* out);
+
+enum : int { kGqsSlack = 16, kGqsWidths = 5 };
+constexpr int kGqsRows[kGqsWidths] = {1, 2, 4, 8, 16};  // of x, at a time
+constexpr int GqsBitsIndex(int bits) { return bits == 2 ? 0 : bits == 4 ? 1 : 2; }
+
+// One row of kernels.inc.
+struct GqsKernels {
+  const TileKernels& tiles;
+  int max_decode_rows;             // up to so many rows of x the decode kernel is the faster one
+  GqsDotFn dot[3][2][kGqsWidths];  // [bits][zeros][rows of x]; none beyond the last that is there
+  GqsExpandFn expand[3][2];        // [bits][zeros]
+  GqsBatchFn batch[kBatchWidths];  // of tiles.widths
+  GqsOffsetsFn offsets;
+  GqsRepeatFn repeat;
+  GqsRepeatOffsetFn repeat_offset;
+};
+
+#define SPARSEKERN_GQS_KERNELS(isa_flag, isa_suffix) \
+  extern const GqsKernels kGqsKernels_##isa_suffix;
+#include "ops/gqs_linear/kernels.inc"
+#undef SPARSEKERN_GQS_KERNELS
+
+// The first row of kernels.inc whose ISA is in the mask.
+const GqsKernels& SelectGqsKernels(IsaMask mask);
+
+}  // namespace sparsekern
