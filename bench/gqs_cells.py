@@ -18,9 +18,9 @@ import torch
 from environment import ROOT
 from recipe_cells import _dense
 from recipe_tasks import load
-from sparsekern.patterns import NM
+from sparsekern.patterns import GQS, NM
 from sparsekern.prune import prune_
-from sparsekern.quant import GroupQuantization, quantize_, tune_scales_
+from sparsekern.quant import quantize_, tune_scales_
 from torch import nn
 
 sys.path.insert(0, str(ROOT / "demo"))
@@ -67,13 +67,13 @@ class Subject:
     evaluate: Callable[[nn.Module], dict[str, float]]
 
 
-def form_of(text: str) -> tuple[GroupQuantization, bool]:
+def form_of(text: str) -> tuple[GQS, bool]:
     """The pattern of a form, and whether it goes without zero-points."""
     parts = re.fullmatch(r"W(\d)(z?)(?:S(\d+))? G(\d+)", text)
     if parts is None:
         raise ValueError(f"form must be such as 'W4S50 G16' or 'W2z G64', got {text!r}")
     bits, zeros, sparsity, group = parts.groups()
-    return GroupQuantization(int(bits), int(group), int(sparsity or 0) / 100), not zeros
+    return GQS(int(bits), int(group), int(sparsity or 0) / 100), not zeros
 
 
 def language_model(seed: int, cache: Path) -> Subject:

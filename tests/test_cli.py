@@ -515,3 +515,19 @@ def test_weights_rounded_to_an_allowed_dtype_load_again(pruned: Path, tmp_path: 
     model = load_pretrained(out)
     assert model.bert.encoder.layer[0].attention.self.query.values.dtype == torch.int8
     torch.testing.assert_close(outputs(model), outputs(load_pretrained(pruned)), rtol=0.1, atol=0.1)
+
+
+def test_quantize_writes_a_directory_that_loads_packed(bert: Path, text: Path, tmp_path: Path):
+    shown = run(
+        "quantize", bert, "-o", tmp_path / "out", "--calibration", text, "--tokens", 8,
+        "--tune-steps", 2, "--scale-steps", 2, "--state", tmp_path / "state",
+    )  # fmt: skip
+    assert "bits/weight" in shown
+    assert (tmp_path / "state" / "quantize.json").is_file()
+    model = load_pretrained(tmp_path / "out")
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    assert kinds["bert.encoder.layer.0.attention.self.query"] is sk.nn.GQSLinear
+    assert kinds["cls.predictions.decoder"] is torch.nn.Linear  # tied to the embedding
+    options = ("-o", tmp_path / "other", "--calibration", text, "--tokens", 8)
+    assert "bits must be one of" in run("quantize", bert, *options, "--bits", 3, code=2)
+    assert "got a converted one" in run("quantize", tmp_path / "out", *options, code=2)

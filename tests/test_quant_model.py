@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from sparsekern.patterns import Unstructured
+from sparsekern.nn import GQSLinear
+from sparsekern.patterns import GQS, Unstructured
 from sparsekern.quant import (
-    GroupQuantization,
     QuantizeResult,
     Rates,
     Rounding,
+    pack_,
+    packed,
     quantize_,
     round_to_nearest,
     tune_scales_,
@@ -26,7 +28,7 @@ from sparsekern.quant.fake import frozen, tunable
 from sparsekern.quant.tune import tune_block
 from torch import Tensor, nn
 
-W4 = GroupQuantization(4, 16, 0.5)
+W4 = GQS(4, 16, 0.5)
 
 
 class Block(nn.Module):
@@ -152,7 +154,7 @@ def test_blocks_one_by_one_or_the_model_as_one_block_round_the_same_first_layer(
 def test_later_blocks_see_what_the_quantized_blocks_give():
     """The second layer's weight is exact on its own inputs; only the first is rounded coarsely."""
     model = stack()
-    patterns = {"layers.0.*": GroupQuantization(2, 16, 0.5), "layers.1.up": W4}
+    patterns = {"layers.0.*": GQS(2, 16, 0.5), "layers.1.up": W4}
     result = quantize_(model, patterns, calibration=batches(), method="gptq")
     dense = stack()
     alone = quantize_(dense, {"layers.1.up": W4}, calibration=batches())
@@ -168,7 +170,7 @@ def test_sparsity_goes_where_it_costs_least():
     dense = stack()
     with torch.no_grad():
         dense.layers[0].up.weight[:, :16] *= 1e-4  # a group in every row that can go for nothing
-    pattern = GroupQuantization(8, 16, 0.25)
+    pattern = GQS(8, 16, 0.25)
     found = {}
     for allocation in ("uniform", "sensitivity"):
         model = copy.deepcopy(dense)
@@ -208,7 +210,7 @@ def test_shared_weights_stay_shared_through_tuning():
     torch.manual_seed(0)
     model = Twice()
     x = [torch.randn(40, 16) for _ in range(2)]
-    pattern = GroupQuantization(2, 16)
+    pattern = GQS(2, 16, 0.0)
     result = quantize_(model, pattern, calibration=x, blocks=None, tune_steps=20)
     assert list(result.values) == ["a"]
     assert model.a.weight is model.b.weight
@@ -221,7 +223,7 @@ def test_convolutions_as_matrices():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
     x = [torch.randn(2, 3, 9, 9) for _ in range(2)]
-    result = quantize_(model, GroupQuantization(4, 16), calibration=x, tune_steps=4)
+    result = quantize_(model, GQS(4, 16, 0.0), calibration=x, tune_steps=4)
     assert result.values["0"].shape == (6, 27)
     assert torch.equal(model[0].weight.flatten(1), result.values["0"].dequantize())
 
@@ -275,9 +277,9 @@ def test_a_step_of_bqpo_by_hand():
     value.codes[0, 0, 0] = 2
     assert value.dequantize().item() == 4.0
     layer.weight.data = value.dequantize()
-    x = torch.ones(1, 1)
+    x, target = torch.ones(1, 1), torch.tensor([[1.5]])
     values, before, after = tune_block(
-        layer, {"w": [layer]}, {"w": value}, lambda i: (layer(x),), [(torch.tensor([[1.5]]),)], 1,
+        layer, {"w": [layer]}, {"w": value}, lambda i: (layer(x),), lambda i: (target,), 1, 1,
         Rates(codes=0.6 * 20, ratio=0.1 * 20),  # the first of 20 steps of warm-up
     )  # fmt: skip
     found = values["w"]
@@ -522,7 +524,7 @@ def test_weights_and_inputs_that_are_not_finite(broken: float):
         ({"calibration": batches()[0]}, TypeError, "calibration must be an iterable of batches"),
         ({"calibration": []}, ValueError, "calibration must yield at least one batch, got none"),
         ({"calibration": [], "blocks": None}, ValueError, "at least one batch, got none"),
-        ({"patterns": Unstructured(0.5)}, TypeError, "patterns must be GroupQuantization, got Un"),
+        ({"patterns": Unstructured(0.5)}, TypeError, "patterns must be GQS, got Un"),
         ({"patterns": {"head": W4}}, ValueError, "layer 'head' must be used inside one block"),
         ({"patterns": {"none": W4}}, ValueError, "key 'none' must match"),
     ],
@@ -543,3 +545,31 @@ def test_inputs_that_are_always_zero():
     for options in ({}, {"method": "nearest"}, {"saliency": "wanda"}, {"saliency": "block"}):
         result = quantize_(copy.deepcopy(model), W4, calibration=[x], blocks=None, **options)
         assert result.values["0"].dequantize().isfinite().all()
+
+
+# --- packing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_packed_layers_hold_the_same_weights_bit_for_bit(symmetric: bool):
+    model = stack()
+    result = quantize_(model, W4, calibration=batches(), symmetric=symmetric, tune_steps=4)
+    expected = model(batches()[0])
+    assert pack_(model, result.values) == list(result.values)
+    for name, value in result.values.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, GQSLinear)
+        assert torch.equal(packed(value).to_dense(), value.dequantize())
+        assert layer.scale.requires_grad
+    torch.testing.assert_close(model(batches()[0]), expected)
+    with pytest.raises(ValueError, match="pack_: values must name Linear"):
+        pack_(model, result.values)  # they are packed already
+
+
+def test_convolutions_are_not_packed():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 4, 1), nn.Flatten(), nn.Linear(16, 3))
+    x = [torch.randn(5, 16, 2, 2)]
+    result = quantize_(model, W4, calibration=x)
+    assert pack_(model, result.values) == ["2"]
+    assert isinstance(model[0], nn.Conv2d)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``sparsekern prune | convert | bench | inspect | info | kv-demo``."""
+"""The command line: ``sparsekern prune | quantize | convert | bench | inspect | info | kv-demo``."""
 
 from __future__ import annotations
 
+import copy
 import functools
 import glob
 import json
@@ -21,8 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sparsekern import _cli_inspect, _cli_models, _kv_demo
 from sparsekern._sites import as_globs, find_sites
 from sparsekern.convert import convert_
-from sparsekern.patterns import NM, Bitmap, Block, Pattern, Unstructured
+from sparsekern.patterns import GQS, NM, Bitmap, Block, Pattern, Unstructured
 from sparsekern.prune import prune_
+from sparsekern.quant import pack_, quantize_, tune_scales_
+from sparsekern.quant.blocks import find_blocks
 from sparsekern.report import report
 
 __all__ = ["app"]
@@ -195,6 +198,88 @@ def prune(
         source.save(folder, converted=False)
     typer.echo(str(result))
     typer.echo(f"wrote {output}; pack it with: sparsekern convert {output} -o ...")
+
+
+@app.command()
+@_one_line_errors
+def quantize(
+    output: Output,
+    calibration: Annotated[Path, typer.Option(help="Text file to calibrate with.")],
+    model: Model = None,
+    bits: Annotated[int, typer.Option(help="Of a weight: 2, 4 or 8.")] = 4,
+    group: Annotated[int, typer.Option(help="Inputs that share a scale: 16, 32, 64 or 128.")] = 16,
+    sparsity: Annotated[float, typer.Option(help="Share of groups to prune, 0 to 1.")] = 0.5,
+    zeros: Annotated[bool, typer.Option("--zeros", help="With zero-points.")] = False,
+    saliency: Annotated[
+        str, typer.Option(help="What prunes groups: magnitude, wanda, hessian or block.")
+    ] = "hessian",
+    blocks: Annotated[
+        str, typer.Option(help="auto, or a glob over modules that are called in a chain.")
+    ] = "auto",
+    tune_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of training for each block (BQPO).")
+    ] = 0,
+    scale_steps: Annotated[
+        int, typer.Option(min=0, help="Steps of training of all scales at the end (E2E-OQP).")
+    ] = 0,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder from which an interrupted run goes on.")
+    ] = None,
+    tokens: Tokens = 128,
+    include: Include = None,
+    exclude: Exclude = None,
+    threads: Threads = None,
+    force: Force = False,
+) -> None:
+    """Prune groups of weights, quantize the rest, pack; load with sparsekern.load_pretrained.
+
+    Linear layers inside the blocks that can be packed are quantized, all others stay as they are.
+    """
+    chosen = GQS(bits, group, sparsity)
+    _cli_models.check_output(output, model, force)
+    _set_threads(threads)
+    _say("loading the model")
+    source = _cli_models.open_source(model, None, None)
+    assert source.directory is not None
+    if source.directory.converted:
+        raise ValueError(f"{model} must be a dense model, got a converted one")
+    batches = _cli_models.calibration_for(source, calibration, tokens)
+    globs = (
+        as_globs("quantize", "include", include or "*"),
+        as_globs("quantize", "exclude", exclude or ()),
+    )
+    inside = {m for _, block in find_blocks(source.model, blocks) for m in block.modules()}
+    names = {id(m): name for name, m in source.model.named_modules()}
+    patterns: dict[str, GQS | None] = {
+        glob.escape(names[id(module)]): chosen
+        for site in find_sites("quantize", source.model, *globs)
+        if not site.reason and not site.is_conv and inside.issuperset(site.modules)
+        for module in site.modules
+    }
+    if not patterns:
+        raise ValueError("quantize: the blocks must hold a linear layer that can be packed")
+    dense = copy.deepcopy(source.model) if scale_steps else None
+    with _progress() as sink:
+        result = quantize_(
+            source.model,
+            patterns,
+            calibration=batches,
+            blocks=blocks,
+            symmetric=not zeros,
+            saliency=saliency,
+            tune_steps=tune_steps,
+            state=state,
+            progress=lambda done, total, name: sink(done, total, f"quantizing {name}"),
+        )
+    values = result.values
+    if dense is not None:
+        _say("training scales")
+        values, _ = tune_scales_(source.model, values, dense, batches, steps=scale_steps)
+    pack_(source.model, values)
+    with _cli_models.whole_directory(output) as folder:
+        source.save(folder, converted=True)
+    typer.echo(str(result))
+    typer.echo(f"wrote {output}; load it with sparsekern.load_pretrained")
 
 
 @app.command()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .groups import grouped
+from ..gqs import grouped
 from .rounding import absmax_scale, searched_scale, to_codes
 from .weight import GroupQuantized
 

@@ -3,28 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from ..patterns import Pattern, keep_largest
+from ..gqs import grouped
+from ..patterns import keep_largest
 from ..prune.scores import obs_saliency
-from .weight import check_form
 
 SALIENCIES = ("magnitude", "wanda", "hessian", "block")
-
-
-def grouped(matrix: Tensor, group: int) -> Tensor:
-    """[out, in] as [out, groups, group], the last group padded with 0 (False)."""
-    rows, columns = matrix.shape
-    return functional.pad(matrix, (0, -columns % group)).reshape(rows, -(-columns // group), group)
-
-
-def expanded(mask: Tensor, group: int, columns: int) -> Tensor:
-    """A mask of groups [out, groups] as one of weights [out, columns]."""
-    return mask.repeat_interleave(group, dim=1)[:, :columns]
 
 
 def group_saliency(
@@ -78,36 +64,3 @@ def keep_groups(saliency: Tensor, sparsity: float, scope: str) -> Tensor:
     per_row = scope == "row"
     count = round(sparsity * (saliency.shape[1] if per_row else saliency.numel()))
     return keep_largest(saliency, count, per_row=per_row)
-
-
-@dataclass(frozen=True)
-class GroupQuantization(Pattern):
-    """Whole groups of `group` consecutive inputs of an output row are pruned, the rest quantized.
-
-    Args:
-        bits: of an integer: 2, 4 or 8.
-        group: weights that share a scale: 16, 32, 64 or 128.
-        sparsity: share of groups to prune, in [0, 1].
-    """
-
-    bits: int
-    group: int
-    sparsity: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_form(type(self).__name__, self.bits, self.group)
-        super().__post_init__()
-
-    @property
-    def label(self) -> str:
-        """W4 G16."""
-        return f"W{self.bits} G{self.group}"
-
-    def mask(self, score: Tensor, scope: str = "layer") -> Tensor:
-        """Choose what to keep: groups of the largest sum of scores, bool [out, in].
-
-        `scope` "row" keeps equally many groups of every row; "layer" compares all of the matrix.
-        """
-        self._check_mask_arguments(score, scope)
-        kept = keep_groups(grouped(score.detach(), self.group).sum(-1), self.sparsity, scope)
-        return expanded(kept, self.group, score.shape[1])

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import _table
+from ..gqs import to_columns
+from ..patterns import GQS
 from ..prune.alps import refit
 from ..prune.calibration import Forward, InputStatistics, call_order, feed, repeatable
 from ..prune.layers import Layer, select_layers
 from ..prune.oneshot import OneShot
 from ..prune.progress import Progress, ProgressCallback
 from ..prune.sparsegpt import inverse_factor, inverse_hessian
-from .blocks import Chain, find_blocks, make_chain, placed
+from .blocks import Chain, find_blocks, make_chain, moved, placed
 from .gptq import Rounding, gptq, round_to_nearest
-from .groups import SALIENCIES, GroupQuantization, expanded, group_saliency, keep_groups
+from .groups import SALIENCIES, group_saliency, keep_groups
 from .state import StateFolder, digest
 from .tune import Rates, tune_block, write_
 from .weight import GroupQuantized
@@ -32,7 +34,7 @@ _ALLOCATIONS = ("uniform", "sensitivity")
 # What the scores of `OneShot`, which measures sensitivity, are called here.
 _SCORES = {"magnitude": "magnitude", "wanda": "wanda", "hessian": "sparsegpt", "block": "sparsegpt"}
 
-Patterns = GroupQuantization | Mapping[str, GroupQuantization | None]
+Patterns = GQS | Mapping[str, GQS | None]
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def quantize_(
 
     Args:
         model: any module with finite weights.
-        patterns: a `GroupQuantization` for every Linear and Conv2d (groups=1) inside the blocks,
+        patterns: a `GQS` for every Linear and Conv2d (groups=1) inside the blocks,
             or an ordered mapping from a glob over module names to one, or to None (leave alone).
             The first match decides; layers of one entry share its sparsity.
         calibration: batches, as for `prune_`; gone through twice with allocation "sensitivity".
@@ -148,10 +150,9 @@ def quantize_(
     found = find_blocks(model, blocks)
     layers = _in_blocks(select_layers(_OPERATOR, model, patterns), found, patterns)
     for layer in (layer for inside in layers for layer in inside):
-        if not isinstance(layer.pattern, GroupQuantization):
+        if not isinstance(layer.pattern, GQS):
             raise TypeError(
-                f"{_OPERATOR}: patterns must be GroupQuantization, got {layer.pattern.label} for "
-                f"{layer.name!r}"
+                f"{_OPERATOR}: patterns must be GQS, got {layer.pattern.label} for {layer.name!r}"
             )
         if not bool(layer.weight.isfinite().all()):
             raise ValueError(
@@ -255,16 +256,19 @@ class _Quantize:
         def outputs(i: int) -> tuple[Tensor, ...]:
             return chain.run(block, i, chain.quantized)
 
-        here = [tuple(t.to(chain.device or t.device) for t in target) for target in targets]
+        def wanted(i: int) -> tuple[Tensor, ...]:
+            found: tuple[Tensor, ...] = moved(targets[i], chain.device)
+            return found
+
         tuned, before, after = tune_block(
-            block, modules, values, outputs, here, self.tune_steps, self.rates
+            block, modules, values, outputs, wanted, len(targets), self.tune_steps, self.rates
         )
         return tuned, (before, after)
 
     def layer(self, layer: Layer, gram: Tensor) -> GroupQuantized:
         """Prune and round one matrix, given X^T X [in, in]."""
         pattern = layer.pattern
-        assert isinstance(pattern, GroupQuantization)
+        assert isinstance(pattern, GQS)
         weight = layer.matrix()
         how = Rounding(pattern.bits, pattern.group, self.symmetric, self.search)
         inverse = None
@@ -284,7 +288,7 @@ class _Quantize:
             importance = importance if bool(importance.any()) else torch.ones_like(importance)
             return round_to_nearest(weight, mask, how, importance)
         if self.fit and not bool(mask.all()):
-            kept = expanded(mask, pattern.group, weight.shape[1])
+            kept = to_columns(mask, pattern.group, weight.shape[1])
             weight = refit(weight, gram, self.damping, kept)
         factor = inverse_factor(gram, self.damping, layer.name, _OPERATOR)
         return gptq(weight, factor, mask, how)

@@ -89,11 +89,12 @@ def tune_block(
     modules: Mapping[str, list[nn.Module]],
     values: Mapping[str, GroupQuantized],
     run: Callable[[int], Sequence[Tensor]],
-    targets: Sequence[Sequence[Tensor]],
+    wanted: Callable[[int], Sequence[Tensor]],
+    count: int,
     steps: int,
     rates: Rates,
 ) -> tuple[dict[str, GroupQuantized], float, float]:
-    """BQPO: adjust codes, scales and zeros of a block's layers until it gives `targets`.
+    """BQPO: adjust codes, scales and zeros of a block's layers until it gives `wanted`.
 
     Each step is made with one batch, in turn. Pruned groups stay pruned. The block's own weights
     are not written; what is tuned is kept only if the mean error over all batches has become less.
@@ -103,25 +104,26 @@ def tune_block(
         modules: layer name -> modules of the block that share its weight.
         values: layer name -> what to begin with.
         run: `run(i)` gives the block's outputs for batch i.
-        targets: outputs wanted, batch by batch.
+        wanted: `wanted(i)` gives the outputs it is to have, on the same device.
+        count: of batches.
         steps: at least 1.
         rates: learning rates.
 
     Returns:
         The values, and the mean error before and after.
     """
-    batches = list(range(len(targets)))
+    batches = range(count)
     nobody = nn.Module()  # stands for the dense block, whose outputs are at hand
 
     def forward(model: nn.Module, i: int) -> Outputs:
-        return targets[i] if model is nobody else run(i)
+        return wanted(i) if model is nobody else run(i)
 
     def error() -> float:
         with torch.no_grad():
             errors = [
                 float(normalized_error(x, y))
                 for i in batches
-                for x, y in zip(run(i), targets[i], strict=True)
+                for x, y in zip(run(i), wanted(i), strict=True)
             ]
         return sum(errors) / len(errors)
 
@@ -173,7 +175,7 @@ def tune_scales_(
         TypeError, ValueError: bad arguments; a name without layer; a layer whose weight is not
             what its value says. Nothing has changed then.
     """
-    modules = _modules_of(model, values)
+    modules = layers_of("tune_scales_", model, values)
 
     def matched(which: nn.Module, batch: Any) -> Outputs:
         return outputs_of(feed(which, batch))
@@ -205,10 +207,14 @@ def write_(module: nn.Module, value: GroupQuantized) -> None:
         weight.copy_(value.dequantize().reshape(weight.shape))
 
 
-def _modules_of(
-    model: nn.Module, values: Mapping[str, GroupQuantized]
+def layers_of(
+    operator: str, model: nn.Module, values: Mapping[str, GroupQuantized]
 ) -> dict[str, list[nn.Module]]:
-    """Layer name -> every module that uses its weight, checked against the values."""
+    """Layer name -> every module that uses its weight, checked against the values.
+
+    Raises:
+        ValueError: no name; a name without layer; a layer that holds another weight.
+    """
     named = list(prunable_modules(model))
     found: dict[str, list[nn.Module]] = {}
     for name, value in values.items():
@@ -216,7 +222,7 @@ def _modules_of(
         weight = None if module is None else module._parameters.get("weight")
         if weight is None:
             raise ValueError(
-                "tune_scales_: values must name Linear or Conv2d (groups=1) layers of the model, "
+                f"{operator}: values must name Linear or Conv2d (groups=1) layers of the model, "
                 f"got {name!r}"
             )
         expected = value.dequantize().to(weight.device, weight.dtype)
@@ -224,10 +230,10 @@ def _modules_of(
             weight.detach().flatten(1), expected
         ):
             raise ValueError(
-                f"tune_scales_: layer {name!r} must hold the weight that values say, got another"
+                f"{operator}: layer {name!r} must hold the weight that values say, got another"
             )
         sharing = [m for _, m in named if m._parameters.get("weight") is weight]
         found[name] = list(dict.fromkeys(sharing))
     if not found:
-        raise ValueError("tune_scales_: values must have at least one layer, got none")
+        raise ValueError(f"{operator}: values must have at least one layer, got none")
     return found

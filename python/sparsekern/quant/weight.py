@@ -9,17 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BITS = (2, 4, 8)
-GROUPS = (16, 32, 64, 128)
-
-
-def check_form(owner: str, bits: object, group: object) -> None:
-    """Raise unless `bits` and `group` are among BITS and GROUPS."""
-    for name, value, among in (("bits", bits, BITS), ("group", group, GROUPS)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{owner}: {name} must be an integer, got {type(value).__name__}")
-        if value not in among:
-            raise ValueError(f"{owner}: {name} must be one of {among}, got {value}")
+from ..gqs import check_kind
 
 
 def code_range(bits: int) -> tuple[int, int]:
@@ -46,7 +36,8 @@ class GroupQuantized:
         in_features: columns without padding.
 
     Raises:
-        TypeError, ValueError: wrong dtypes, shapes or values; a weight that cannot be stored.
+        TypeError, ValueError: wrong dtypes, shapes or values.
+        NotImplementedError: bits or a group that the format does not have.
     """
 
     codes: Tensor
@@ -62,7 +53,7 @@ class GroupQuantized:
             raise ValueError(
                 f"{owner}: codes must have shape [out, groups, group], got {list(self.codes.shape)}"
             )
-        check_form(owner, self.bits, self.group)
+        check_kind(owner, self.bits, self.group)
         rows, groups, group = self.codes.shape
         if not 0 <= groups * group - self.in_features < group:
             raise ValueError(
