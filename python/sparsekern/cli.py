@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``sparsekern prune | quantize | convert | bench | inspect | info | kv-demo``."""
+"""Command line: ``sparsekern prune | quantize | convert | bench | inspect | info | kv-demo``."""
 
 from __future__ import annotations
 
