@@ -85,6 +85,25 @@ def test_groups_that_do_not_freeze_and_a_switch_by_number():
     assert torch.isfinite(late).all()
 
 
+@pytest.mark.parametrize("empty", [1, 3])
+def test_a_switch_by_number_where_steps_find_no_gradient(empty: int):
+    w = weight(1.0)
+    optimizer = tr.StepAdam([w], lr=0.1, freeze_at=2)
+    if empty == 1:  # the second of two
+        stepped(optimizer, w, 1.0)
+        w.grad = None
+        optimizer.step()
+    else:  # the first three: only then is there a moment to keep
+        for _ in range(empty):
+            optimizer.step()
+        assert not optimizer.frozen
+        stepped(optimizer, w, 1.0)
+    assert optimizer.frozen
+    kept = optimizer.state[w]["exp_avg_sq"].item()
+    stepped(optimizer, w, 5.0)
+    assert optimizer.state[w]["exp_avg_sq"].item() == kept
+
+
 def test_a_run_resumes_and_ends_sparse():
     torch.manual_seed(0)
     data = [torch.randn(32, 16) for _ in range(30)]
@@ -132,6 +151,7 @@ def test_a_run_resumes_and_ends_sparse():
         (lambda w: tr.StepAdam([w], lr=1.0, eps=-1), ValueError, "eps must be >= 0, got -1"),
         (lambda w: tr.StepAdam([w], lr=1.0, betas=(0.9, 1.0)), ValueError, "betas must be in"),
         (lambda w: tr.StepAdam([w], lr=1.0, freeze_at=-1), ValueError, "freeze_at must be a num"),
+        (lambda w: tr.StepAdam([w], lr=1.0, freeze_at=0), ValueError, "at least 1, got 0"),
         (lambda w: tr.StepAdam([w], lr=1.0).freeze(), RuntimeError, "after a step, got no step"),
         (lambda w: tr.StepAdam([w], lr=1.0).settled(2.0), ValueError, "at_least must be a number"),
         (lambda w: tr.StepAdam([w], lr=1.0).settled(3, 2), ValueError, "at_most must be at least"),

@@ -54,7 +54,8 @@ class StepAdam(torch.optim.Optimizer):
         lr: rate.
         betas: of the moments.
         eps: see above; also the threshold of `settled`.
-        freeze_at: steps after which `freeze` happens by itself; None: when it is called.
+        freeze_at: steps, at least 1, after which `freeze` happens by itself (later, if none of them
+            found a gradient); None: when it is called.
 
     Raises:
         ValueError: a value out of range.
@@ -74,7 +75,7 @@ class StepAdam(torch.optim.Optimizer):
                 raise ValueError(f"StepAdam: {name} must be >= 0, got {value}")
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise ValueError(f"StepAdam: betas must be in [0, 1), got {betas}")
-        _check_steps("freeze_at", freeze_at)
+        _check_steps("freeze_at", freeze_at, least=1)
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -146,11 +147,14 @@ class StepAdam(torch.optim.Optimizer):
                         count += change.numel()
         first = self.param_groups[0]
         first["steps"] += 1
-        if not self.frozen and count:
+        if self.frozen:
+            return loss
+        if count:
             kept = (*first["changes"], float(changed) / count)
             first["changes"] = kept[-_window(first) :]
-            if first["steps"] == first["freeze_at"]:
-                self.freeze()
+        # Not before there is a second moment to keep.
+        if first["freeze_at"] is not None and first["steps"] >= first["freeze_at"] and self.state:
+            self.freeze()
         return loss
 
     def _update(self, weight: Tensor, group: dict[str, Any]) -> Tensor | None:
@@ -183,8 +187,10 @@ def _window(group: dict[str, Any]) -> int:
     return max(1, math.floor(1.0 / (1.0 - beta) + 1e-6))
 
 
-def _check_steps(name: str, steps: object) -> None:
+def _check_steps(name: str, steps: object, least: int = 0) -> None:
     if steps is None:
         return
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise ValueError(f"StepAdam: {name} must be a number of steps, got {steps!r}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
+        raise ValueError(
+            f"StepAdam: {name} must be a number of steps, at least {least}, got {steps!r}"
+        )
