@@ -418,6 +418,60 @@ def test_a_state_folder_of_another_run_is_refused(tmp_path: Path):
         quantize_(stack(), W4, calibration=batches(), state=tmp_path / "s")
 
 
+class Masked(Stack):
+    """Blocks take a mask beside x."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            x = layer(x, gain=mask)[0]
+        return self.head(x)
+
+
+@pytest.mark.parametrize("blocks", ["auto", None])
+def test_a_state_folder_of_another_mask_is_refused(blocks: str | None, tmp_path: Path):
+    def run(mask: Tensor) -> QuantizeResult:
+        torch.manual_seed(0)
+        return quantize_(
+            Masked(), W4, calibration=[(x, mask) for x in batches()], blocks=blocks, state=tmp_path
+        )
+
+    mask = torch.ones(30, 1)
+    run(mask)
+    run(mask.clone())
+    mask[3] = 0.0
+    with pytest.raises(ValueError, match="with another calibration"):
+        run(mask)
+
+
+def test_a_state_folder_of_another_number_is_refused(tmp_path: Path):
+    def run(gain: float) -> None:
+        model = stack()
+        for layer in model.layers:
+            layer.register_forward_pre_hook(
+                lambda module, args, kwargs: (args, {"gain": gain}), with_kwargs=True, prepend=True
+            )
+        quantize_(model, W4, calibration=batches(), state=tmp_path)
+
+    run(0.5)
+    with pytest.raises(ValueError, match="with another calibration"):
+        run(0.25)
+
+
+@pytest.mark.parametrize("width", [None, 40])
+def test_a_state_file_of_other_layers_is_named(width: int | None, tmp_path: Path):
+    quantize_(stack(), W4, calibration=batches(), state=tmp_path / "s")
+    other = tmp_path / "s"
+    if width is not None:  # same names, other shapes
+        other = tmp_path / "other"
+        quantize_(Stack(width), W4, calibration=batches(), state=other)
+    source = other / f"block-000{0 if width is None else 1}.safetensors"
+    (tmp_path / "s" / "block-0001.safetensors").write_bytes(source.read_bytes())
+    model = stack()
+    with pytest.raises(ValueError, match=r"got a damaged .*block-0001.safetensors; remove it"):
+        quantize_(model, W4, calibration=batches(), state=tmp_path / "s")
+
+
 def test_a_damaged_state_file_is_named(tmp_path: Path):
     quantize_(stack(), W4, calibration=batches(), state=tmp_path)
     path = tmp_path / "block-0001.safetensors"

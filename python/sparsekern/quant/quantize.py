@@ -20,10 +20,10 @@ from ..prune.layers import Layer, select_layers
 from ..prune.oneshot import OneShot
 from ..prune.progress import Progress, ProgressCallback
 from ..prune.sparsegpt import inverse_factor, inverse_hessian
-from .blocks import Chain, find_blocks, make_chain, moved, placed
+from .blocks import Call, Chain, find_blocks, make_chain, moved, placed
 from .gptq import Rounding, gptq, round_to_nearest
 from .groups import SALIENCIES, group_saliency, keep_groups
-from .state import StateFolder, digest
+from .state import Form, StateFolder, digest
 from .tune import Rates, tune_block, write_
 from .weight import GroupQuantized
 
@@ -175,7 +175,7 @@ def quantize_(
     meter = Progress(progress, len(found), _OPERATOR, "blocks")
     for i, (name, block) in enumerate(found):
         with placed(block, where):
-            saved = None if folder is None else folder.load(i)
+            saved = None if folder is None else folder.load(i, _forms(layers[i]))
             last = i + 1 == len(found)
             targets = []
             if not last or (saved is None and tune_steps):
@@ -215,14 +215,13 @@ class _Quantize:
     def settings(self, chain: Chain, layers: list[list[Layer]], allocation: str) -> dict[str, Any]:
         """All that the result depends on."""
         blocks = [tensor for _, block in chain.blocks for tensor in block.state_dict().values()]
-        inputs = chain.dense if chain.dense else list(_tensors(chain.calls))
         return {
             **asdict(self),
             "allocation": allocation,
             "patterns": {layer.name: repr(layer.pattern) for inside in layers for layer in inside},
             "blocks": [name for name, _ in chain.blocks],
             "weights": digest(t for t in blocks if isinstance(t, Tensor)),
-            "calibration": digest(inputs),
+            "calibration": digest(_tensors(chain.calls)),
         }
 
     def block(
@@ -370,10 +369,24 @@ def _allocate(
         run.allocate_sensitivity(scope)
 
 
+def _forms(layers: list[Layer]) -> dict[str, Form]:
+    """What a block's quantized layers must look like."""
+    found = {}
+    for layer in layers:
+        assert isinstance(layer.pattern, GQS)
+        rows, columns = layer.weight.flatten(1).shape
+        found[layer.name] = Form(rows, columns, layer.pattern.bits, layer.pattern.group)
+    return found
+
+
 def _tensors(value: Any) -> Iterable[Tensor]:
-    """All tensors in nested tuples, lists and mappings."""
+    """All tensors in nested tuples, lists, mappings and calls of blocks, and numbers as such."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, (int, float)):
+        yield torch.tensor(value, dtype=torch.float64)
+    elif isinstance(value, Call):
+        yield from _tensors((value.args, value.kwargs))
     elif isinstance(value, Mapping):
         for item in value.values():
             yield from _tensors(item)

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +29,15 @@ def digest(tensors: Iterable[Tensor]) -> str:
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         found.update(raw.numpy().tobytes())
     return found.hexdigest()
+
+
+class Form(NamedTuple):
+    """What a layer looks like that a state file holds."""
+
+    rows: int
+    columns: int
+    bits: int
+    group: int
 
 
 class StateFolder:
@@ -93,12 +102,16 @@ class StateFolder:
         partial.replace(self._file(block))
 
     def load(
-        self, block: int
+        self, block: int, wanted: Mapping[str, Form]
     ) -> tuple[dict[str, GroupQuantized], tuple[float, float] | None] | None:
         """What `save` kept, or None.
 
+        Args:
+            block: its index.
+            wanted: layer name -> what it must look like.
+
         Raises:
-            ValueError: the file is damaged.
+            ValueError: the file is damaged, or holds other layers.
         """
         path = self._file(block)
         if not path.is_file():
@@ -118,6 +131,9 @@ class StateFolder:
                     columns,
                 )
             errors = json.loads(said["errors"])
+            forms = {name: Form(*v.shape, v.bits, v.group) for name, v in values.items()}
+            if forms != wanted:
+                raise ValueError(f"expected {dict(wanted)}, got {forms}")
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"quantize_: state must hold whole files, got a damaged {path}; remove it to do "
