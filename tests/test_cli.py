@@ -531,3 +531,4 @@ def test_quantize_writes_a_directory_that_loads_packed(bert: Path, text: Path, t
     options = ("-o", tmp_path / "other", "--calibration", text, "--tokens", 8)
     assert "bits must be one of" in run("quantize", bert, *options, "--bits", 3, code=2)
     assert "got a converted one" in run("quantize", tmp_path / "out", *options, code=2)
+    assert "give a model directory, got none" in run("quantize", *options, code=2)

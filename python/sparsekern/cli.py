@@ -235,6 +235,8 @@ def quantize(
 
     Linear layers inside the blocks that can be packed are quantized, all others stay as they are.
     """
+    if model is None:
+        raise ValueError("give a model directory, got none")
     chosen = GQS(bits, group, sparsity)
     _cli_models.check_output(output, model, force)
     _set_threads(threads)
