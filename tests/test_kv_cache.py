@@ -14,6 +14,7 @@ from sparsekern._kv_store import PrunedKV
 from torch.nn import functional
 
 transformers = pytest.importorskip("transformers")
+attention = pytest.importorskip("sparsekern._kv_cache").attention
 VOCABULARY = 61
 
 
@@ -388,7 +389,36 @@ DAMAGE = {
     "length": (lambda s: s.update(length=401), "saved lengths must be"),
     "window length": (lambda s: s.update(packed=10), "saved lengths must be"),
     "pages": (lambda s: s.update(pages=s["pages"][1:]), "saved pages must be"),
-    "dtype": (lambda s: s.update(window_k=s["window_k"].half()), "K must be|dtype|saved|pool must"),
+    "dtype": (
+        lambda s: s.update({f"window_{x}": s[f"window_{x}"].half() for x in "kv"}),
+        "saved dtype must be torch.float16, got torch.float32",
+    ),
+    "dtypes": (
+        lambda s: s.update(window_v=s["window_v"].half()),
+        r"saved window_v must be \[1, 2, 32, 16\] torch.float32, got .* torch.float16",
+    ),
+    "integers": (
+        lambda s: s.update(window_k=s["window_k"].int()),
+        "saved window_k and window_v: .*dtype must be float32, bfloat16 or float16",
+    ),
+    "type of length": (lambda s: s.update(length=100.0), "must be integers, got float and int"),
+    "type of packed": (lambda s: s.update(packed=True), "must be integers, got int and bool"),
+    "no length": (lambda s: s.pop("length"), "must be integers, got NoneType and int"),
+    "type of keep": (lambda s: s.update(k_keep=torch.ones(2)), "saved k_keep must be 8, got"),
+    "no pages": (lambda s: s.pop("pages"), "saved pages must be a torch.Tensor, got NoneType"),
+    "no window": (lambda s: s.pop("window_v"), "window_k and window_v, got dict, Tensor, NoneType"),
+    "scalar window": (
+        lambda s: s.update(window_v=torch.tensor(1.0)),
+        r"K and V must be .*, got \[1, 2, 32, 16\] and \[\]",
+    ),
+    "elsewhere": (
+        lambda s: s.update(pages=s["pages"].to("meta")),
+        "saved pages must be on the CPU, got meta",
+    ),
+    "other length": (
+        lambda s: s.update(length=99),
+        r"must all have the batch and length of the first, \(1, 100\), got \(1, 99\)",
+    ),
     "keep": (lambda s: s.update(k_keep=7), "saved k_keep must be 8, got 7"),
     "mask": (
         lambda s: s["pages"].view(torch.uint8)[0, 1, 64 * 16 * 4 + 2 * 3].bitwise_xor_(1),
@@ -407,9 +437,103 @@ def test_damaged_states_are_refused(model, case):
     back = cache_for(model, 0.5)
     with pytest.raises(ValueError, match=text):
         back.load_state_dict(state)
-    assert back.layers[1].get_seq_length() == 0
+    assert all(layer.store is None for layer in back.layers)
+    assert all(pool.used == 0 for pool in back._pools.values())
     with pytest.raises(ValueError, match="saved layers must be 2, got 1"):
         back.load_state_dict({"layers": state["layers"][:1]})
+
+
+def test_all_layers_are_restored_or_none(model):
+    cache = cache_for(model, 0.5)
+    logits_through(model, prompt(100), cache, 100, "sparsekern")
+    state = cache.state_dict()
+    with pytest.raises(ValueError, match=r"of the first, \(1, 100\), got None"):
+        cache.load_state_dict({"layers": [state["layers"][0], None]})
+    assert cache.nbytes == 0
+    for wrong, text in ((7, "got int"), ([], "must be a dict .*, got list")):
+        with pytest.raises(ValueError, match=text):
+            cache.load_state_dict({"layers": [state["layers"][0], wrong]})
+    with pytest.raises(ValueError, match="saved layers must be 2, got NoneType"):
+        cache.load_state_dict({})
+    small = cache_for(model, 0.5, pool=sk.BitmapKVPool(3, 2, 16, 8, 8, torch.float32))
+    with pytest.raises(MemoryError, match="2 pages must be free, got 1 of 3"):
+        small.load_state_dict(state)
+    assert small.nbytes == 0
+    cache.load_state_dict({"layers": [None, None]})
+    assert cache.get_seq_length() == 0
+
+
+class Module(torch.nn.Module):
+    """What attention is called by."""
+
+    num_key_value_groups = 2
+
+    def __init__(self, is_causal=True):
+        super().__init__()
+        self.is_causal = is_causal
+
+
+@pytest.mark.parametrize("of_module", [True, False])
+@pytest.mark.parametrize("given", [None, True, False])
+def test_soft_cap_and_is_causal(of_module, given):
+    q, k, v = (torch.randn(1, heads, 5, 16) for heads in (4, 2, 2))
+    more = {} if given is None else {"is_causal": given}
+    call = (Module(of_module), q, k, v, None)
+    got, _ = attention(*call, softcap=1e6, **more)  # a cap that changes nothing
+    want, _ = attention(*call, **more)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
+    alone = (Module(of_module), q[:, :, :1], k[:, :, :1], v[:, :, :1], None)
+    causal = of_module if given is None else given
+    first, _ = attention(*alone, softcap=1e6)
+    assert torch.allclose(got[:, :1], first, atol=1e-4) == causal
+    dropped, _ = attention(*call, softcap=1e6, dropout=1.0, **more)
+    assert not dropped.any()
+
+
+def decoding(batch=2, tokens=20):
+    """q, and what update returned."""
+    cache = sk.BitmapKVCache(config(1), 0.5, max_length=70, window=4)
+    x = torch.randn(batch, 2, tokens, 16)
+    cache.update(x, x, 0)
+    k, v = cache.update(x[:, :, :1], x[:, :, :1], 0)
+    return cache, torch.randn(batch, 4, 1, 16), k, v
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_mask_that_is_written_to(inference):
+    with torch.inference_mode(inference):
+        _, q, k, v = decoding()
+        mask = torch.ones(2, 1, 1, 21, dtype=torch.bool)
+        for start in (0, 7, 12):
+            mask[1, ..., :start] = False
+            got, _ = attention(Module(), q, k, v, mask)
+            want, _ = attention(Module(), q, k + 0, v + 0, mask)
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_one_mask_for_all_sequences():
+    _, q, k, v = decoding()
+    mask = torch.ones(1, 1, 1, 21, dtype=torch.bool)
+    mask[..., :6] = False
+    got, _ = attention(Module(), q, k, v, mask)
+    want, _ = attention(Module(), q, k + 0, v + 0, mask)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_refuses_keys_of_before():
+    cache, q, k, v = decoding()
+    cache.update(torch.zeros(2, 2, 1, 16), torch.zeros(2, 2, 1, 16), 0)
+    with pytest.raises(RuntimeError, match="must be used before the next update, got 22 tokens"):
+        attention(Module(), q, k, v, None)
+
+
+def test_no_history_is_kept():
+    cache = sk.BitmapKVCache(config(1), 0.5, max_length=70, window=4)
+    for tokens in (20, 3, 1):
+        x = torch.randn(2, 2, tokens, 16, requires_grad=True)
+        cache.update(x * 2, x * 2, 0)
+        store = cache.stores[0]
+        assert not any(t.requires_grad for t in (store.window_k, store.window_v, store.pool.pages))
 
 
 X = torch.zeros(1, 2, 3, 16)

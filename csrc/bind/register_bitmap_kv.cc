@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "bind/numpy_arrays.h"
 #include "bind/register.h"
 #include "sparsekern/bitmap_attention.h"
 #include "sparsekern/bitmap_kv_append.h"
@@ -12,26 +13,32 @@ namespace py = pybind11;
 namespace sparsekern::bind {
 namespace {
 
-using NameFn = std::string (*)(DType, IsaMask);
-
-template <NameFn NameOf>
-std::string Kernel(const std::string& dtype_name) {
-  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-    if (dtype_name != Name(dtype)) continue;
-    IsaMask mask = 0;
-    Raise(ActiveIsa(&mask));
-    return NameOf(dtype, mask);
+std::string Kernel(const char* op, const std::string& dtype_name,
+                   std::string (*name_of)(DType, IsaMask)) {
+  const DType dtype = DTypeFromName(op, dtype_name);
+  if (dtype == DType::kI8) {
+    Raise(Status::InvalidType(std::string(op) +
+                              ": dtype must be float32, bfloat16 or float16, got int8"));
   }
-  throw py::value_error("dtype must be 'float32', 'bfloat16' or 'float16', got '" + dtype_name +
-                        "'");
+  IsaMask mask = 0;
+  Raise(ActiveIsa(&mask));
+  return name_of(dtype, mask);
+}
+
+std::string AppendKernel(const std::string& dtype) {
+  return Kernel("bitmap_kv_append_kernel", dtype, BitmapKvAppendKernelName);
+}
+
+std::string AttentionKernel(const std::string& dtype) {
+  return Kernel("bitmap_attention_kernel", dtype, BitmapAttentionKernelName);
 }
 
 }  // namespace
 
 void RegisterBitmapKv(py::module_& m) {
-  m.def("bitmap_kv_append_kernel", &Kernel<BitmapKvAppendKernelName>, py::arg("dtype"),
+  m.def("bitmap_kv_append_kernel", &AppendKernel, py::arg("dtype"),
         "Name of the kernel that selection picks under the active ISA mask.");
-  m.def("bitmap_attention_kernel", &Kernel<BitmapAttentionKernelName>, py::arg("dtype"),
+  m.def("bitmap_attention_kernel", &AttentionKernel, py::arg("dtype"),
         "Name of the kernel that selection picks under the active ISA mask.");
 }
 

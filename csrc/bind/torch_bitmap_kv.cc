@@ -39,11 +39,40 @@ void CheckDType(const char* op, const char* argument, const Tensor& t, DType dty
   }
 }
 
+std::string TypeName(ScalarType type) {
+  switch (type) {
+    case ScalarType::Bool: return "bool";
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    default: return "another dtype";
+  }
+}
+
+void CheckInteger(const char* op, const char* argument, const Tensor& t, ScalarType want) {
+  if (t.scalar_type() == want) return;
+  Fail(Status::InvalidType(std::string(op) + ": " + argument + " must be " + TypeName(want) +
+                           ", got " + TypeName(t.scalar_type())));
+}
+
+void CheckContiguous(const char* op, const char* argument, const Tensor& t) {
+  if (t.is_contiguous()) return;
+  std::string strides;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    strides += (d == 0 ? "" : ", ") + std::to_string(t.stride(d));
+  }
+  Wrong(op, argument, "contiguous", "shape " + ShapeOf(t) + " with strides [" + strides + "]");
+}
+
 const int64_t* Counts(const char* op, const char* argument, const Tensor& t, int64_t batch) {
   CheckVector(op, argument, t, batch);
-  if (t.scalar_type() != ScalarType::Long) {
-    Fail(Status::InvalidType(std::string(op) + ": " + argument + " must be int64"));
-  }
+  CheckInteger(op, argument, t, ScalarType::Long);
   return static_cast<const int64_t*>(t.const_data_ptr());
 }
 
@@ -54,15 +83,11 @@ BitmapKvPages View(const char* op, const Tensor& pages, const Tensor& table, con
   CheckCpu(op, "pages", pages);
   CheckCpu(op, "table", table);
   p.layout = BitmapKvLayout{FloatType(op, "pages", pages), head_dim, k_keep, v_keep};
-  if (pages.dim() != 3 || !pages.is_contiguous()) {
-    Wrong(op, "pages", "contiguous [pages, kv_heads, elements]", ShapeOf(pages));
-  }
-  if (table.scalar_type() != ScalarType::Int) {
-    Fail(Status::InvalidType(std::string(op) + ": table must be int32"));
-  }
-  if (table.dim() != 2 || !table.is_contiguous()) {
-    Wrong(op, "table", "contiguous [batch, pages of a sequence]", ShapeOf(table));
-  }
+  if (pages.dim() != 3) Wrong(op, "pages", "[pages, kv_heads, elements]", ShapeOf(pages));
+  CheckContiguous(op, "pages", pages);
+  CheckInteger(op, "table", table, ScalarType::Int);
+  if (table.dim() != 2) Wrong(op, "table", "[batch, pages of a sequence]", ShapeOf(table));
+  CheckContiguous(op, "table", table);
   p.page_count = pages.size(0);
   p.kv_heads = pages.size(1);
   p.batch = table.size(0);
@@ -157,9 +182,8 @@ std::tuple<Tensor, Tensor> AttentionOp(const Tensor& q, const Tensor& pages, con
     int64_t strides[3];
     Rows(kOp, "window_k", *window_k, p, args.window_slots, strides);
     Rows(kOp, "window_v", *window_v, p, args.window_slots, strides);
-    if (!window_k->is_contiguous() || !window_v->is_contiguous()) {
-      Wrong(kOp, "window_k and window_v", "contiguous", "other strides");
-    }
+    CheckContiguous(kOp, "window_k", *window_k);
+    CheckContiguous(kOp, "window_v", *window_v);
     args.window_k = window_k->const_data_ptr();
     args.window_v = window_v->const_data_ptr();
     args.window_lengths = Counts(kOp, "window_lengths", *window_lengths, p.batch);

@@ -32,7 +32,9 @@ bool UnpackRow(const uint8_t* values, const uint8_t* mask, int64_t head_dim, int
 Status CheckBitmapKv(const char* op, const BitmapKvPages& p, int64_t more) {
   const BitmapKvLayout& layout = p.layout;
   if (layout.dtype != DType::kF32 && layout.dtype != DType::kBF16 && layout.dtype != DType::kF16) {
-    return Status::InvalidType(std::string(op) + ": pages must be float32, bfloat16 or float16");
+    return Status::InvalidType(std::string(op) +
+                               ": pages must be float32, bfloat16 or float16, got " +
+                               Name(layout.dtype));
   }
   if (layout.head_dim < 8 || layout.head_dim > kBitmapKvMaxHeadDim || layout.head_dim % 8 != 0) {
     return Status::InvalidValue(
@@ -47,6 +49,13 @@ Status CheckBitmapKv(const char* op, const BitmapKvPages& p, int64_t more) {
     return Status::InvalidValue(Wrong(op, "v_keep" + bound, layout.v_keep));
   }
   const int64_t room = p.table_pages * kBitmapKvTokens;
+  if (more > room && p.batch > 0) {
+    return Status::InvalidValue(Wrong(op,
+                                      "tokens must be at most " + std::to_string(room) +
+                                          " (the table has " + std::to_string(p.table_pages) +
+                                          " pages of 64 tokens)",
+                                      more));
+  }
   for (int64_t b = 0; b < p.batch; ++b) {
     if (p.lengths[b] < 0 || p.lengths[b] > room || more > room - p.lengths[b]) {
       return Status::InvalidValue(
@@ -74,6 +83,15 @@ Status CheckBitmapKv(const char* op, const BitmapKvPages& p, int64_t more) {
 Status BitmapKvUnpack(const BitmapKvPages& p, int64_t tokens, void* k, void* v) {
   constexpr char kOp[] = "bitmap_kv_unpack";
   SPARSEKERN_RETURN_IF_ERROR(CheckBitmapKv(kOp, p, 0));
+  if (tokens < 0) return Status::InvalidValue(Wrong(kOp, "tokens must be at least 0", tokens));
+  for (int64_t b = 0; b < p.batch; ++b) {
+    if (p.lengths[b] > tokens) {
+      return Status::InvalidValue(Wrong(kOp,
+                                        "tokens must be at least lengths[" + std::to_string(b) +
+                                            "] = " + std::to_string(p.lengths[b]),
+                                        tokens));
+    }
+  }
   const BitmapKvLayout& layout = p.layout;
   const int64_t row = layout.head_dim * layout.element();
   void* const outs[] = {k, v};
@@ -83,12 +101,6 @@ Status BitmapKvUnpack(const BitmapKvPages& p, int64_t tokens, void* k, void* v) 
     }
   }
   for (int64_t b = 0; b < p.batch; ++b) {
-    if (p.lengths[b] > tokens) {
-      return Status::InvalidValue(Wrong(kOp,
-                                        "tokens must be at least lengths[" + std::to_string(b) +
-                                            "] = " + std::to_string(p.lengths[b]),
-                                        tokens));
-    }
     for (int64_t h = 0; h < p.kv_heads; ++h) {
       for (int64_t t = 0; t < p.lengths[b]; ++t) {
         const uint8_t* page = p.Page(b, t / kBitmapKvTokens, h);

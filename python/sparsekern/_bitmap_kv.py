@@ -7,6 +7,7 @@ format ``bitmap_kv`` of docs/formats.md. `BitmapKVCache` manages pages, tables a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -137,11 +138,12 @@ def bitmap_attention(
             [batch], int64, 0 to slots.
         starts: [batch], int64: the first token attended to (left padding, sliding windows).
         scale: of the scores; None: 1 / sqrt(head_dim).
-        softcap: scores become softcap * tanh(scores / softcap); 0: they do not.
+        softcap: scores become softcap * tanh(scores / softcap), finite; 0: they do not.
 
     Returns:
         [batch, heads, head_dim] in the dtype of q, and the natural logarithm of the sum of
-        exp(scores), [batch, heads] float32. A sequence without tokens: zeros and -inf.
+        exp(scores), [batch, heads] float32. A sequence without tokens: zeros and -inf; one whose
+        scores are all -inf: NaN and -inf.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as `bitmap_kv_append`.
@@ -277,6 +279,9 @@ def _append_fake(
     head_dim = k.shape[3]
     _check_fake(operator, pages, table, lengths, head_dim, (k_keep, v_keep), k=k, v=v)
     _check_rows(operator, table.shape[0], pages.shape[1], head_dim, k=k, v=v)
+    room = table.shape[1] * PAGE_TOKENS
+    if k.shape[2] > room and table.shape[0] > 0:
+        raise ValueError(f"{operator}: tokens must be at most {room}, got {k.shape[2]}")
 
 
 def _unpack_fake(
@@ -316,15 +321,16 @@ def _attention_fake(
     counts = {"window_lengths": window_lengths, "starts": starts}
     dense = {"window_k": window_k, "window_v": window_v}
     batch, heads, head_dim = q.shape
+    kv_heads = pages.shape[1] if pages.dim() == 3 else 0
     _check_fake(operator, pages, table, lengths, head_dim, (k_keep, v_keep), q=q, **dense, **counts)
     _check_rows(operator, batch, pages.shape[1], head_dim, **dense)
-    if batch != table.shape[0] or heads < 1 or heads % pages.shape[1] != 0:
+    if batch != table.shape[0] or heads < 1 or kv_heads < 1 or heads % kv_heads != 0:
         raise ValueError(
-            f"{operator}: q must be [{table.shape[0]}, a multiple of {pages.shape[1]}, head_dim], "
+            f"{operator}: q must be [{table.shape[0]}, a multiple of {kv_heads}, head_dim], "
             f"got {list(q.shape)}"
         )
-    if softcap < 0:
-        raise ValueError(f"{operator}: softcap must be at least 0, got {softcap}")
+    if not 0.0 <= softcap < math.inf:
+        raise ValueError(f"{operator}: softcap must be finite and at least 0, got {softcap}")
     return q.new_empty(q.shape), q.new_empty((batch, heads), dtype=torch.float32)
 
 

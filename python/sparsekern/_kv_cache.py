@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils._pytree import tree_map
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -38,13 +39,17 @@ class _View:
 
     def dense(self, which: int) -> Tensor:
         if self._dense is None:
-            if self.store.length != self.length:
-                raise RuntimeError(
-                    "BitmapKVCache: K and V must be used before the next update, got "
-                    f"{self.store.length} tokens, {self.length} then"
-                )
-            self._dense = self.store.dense()
+            self._dense = self.current().dense()
         return self._dense[which]
+
+    def current(self) -> PrunedKV:
+        """The store, unless it has moved on."""
+        if self.store.length != self.length:
+            raise RuntimeError(
+                "BitmapKVCache: K and V must be used before the next update, got "
+                f"{self.store.length} tokens, {self.length} then"
+            )
+        return self.store
 
 
 class _LazyDense(Tensor):
@@ -121,6 +126,22 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         k, v = store.dense()
         store.append(key_states, value_states)
         return torch.cat([k, key_states], dim=2), torch.cat([v, value_states], dim=2)
+
+    def restore(self, state: Any) -> None:
+        """Take the tokens of a saved state."""
+        saved = state if isinstance(state, dict) else {}
+        k, v = saved.get("window_k"), saved.get("window_v")
+        if not isinstance(k, Tensor) or not isinstance(v, Tensor):
+            raise ValueError(
+                "BitmapKVCache: a saved layer must be a dict with tensors window_k and window_v, "
+                f"got {type(state).__name__}, {type(k).__name__}, {type(v).__name__}"
+            )
+        try:
+            self.lazy_initialization(k, v)
+        except (TypeError, NotImplementedError) as error:  # as of any other damage
+            raise ValueError(f"BitmapKVCache: saved window_k and window_v: {error}") from error
+        assert self.store is not None
+        self.store.restore(state)
 
     def get_seq_length(self) -> int:
         """Tokens of each sequence."""
@@ -223,7 +244,7 @@ class BitmapKVCache(Cache):  # type: ignore[misc]
         super().__init__(layers=layers)
 
     def _new_store(self, k: Tensor, v: Tensor) -> PrunedKV:
-        if k.dim() != 4 or k.shape[-1] != v.shape[-1]:
+        if k.dim() != 4 or v.dim() != 4 or k.shape[-1] != v.shape[-1]:
             raise ValueError(
                 "BitmapKVCache: K and V must be [batch, kv_heads, tokens, head_dim], both the "
                 f"same, got {list(k.shape)} and {list(v.shape)}"
@@ -270,19 +291,28 @@ class BitmapKVCache(Cache):  # type: ignore[misc]
         """Go on from a saved state, which is checked as untrusted input.
 
         Raises:
-            ValueError: a state that is damaged or of another cache; the layer is empty then.
-            MemoryError: the pool has too few pages.
+            ValueError: a state that is damaged or of another cache; the cache is empty then.
+            MemoryError: the pool has too few pages; the same.
         """
-        if len(state["layers"]) != len(self.layers):
-            raise ValueError(
-                f"BitmapKVCache: saved layers must be {len(self.layers)}, got "
-                f"{len(state['layers'])}"
-            )
-        for layer, saved in zip(self.layers, state["layers"], strict=True):
-            layer.reset()
-            if saved is not None:
-                layer.lazy_initialization(saved["window_k"], saved["window_v"])
-                layer.store.restore(saved)
+        self.reset()
+        saved = state.get("layers")
+        if not isinstance(saved, list) or len(saved) != len(self.layers):
+            got = len(saved) if isinstance(saved, list) else type(saved).__name__
+            raise ValueError(f"BitmapKVCache: saved layers must be {len(self.layers)}, got {got}")
+        try:
+            for layer, one in zip(self.layers, saved, strict=True):
+                if one is not None:
+                    layer.restore(one)
+            sizes = [None if s is None else (s.batch, s.length) for s in self._stores()]
+            for size in sizes[1:]:
+                if size != sizes[0]:
+                    raise ValueError(
+                        "BitmapKVCache: saved layers must all have the batch and length of the "
+                        f"first, {sizes[0]}, got {size}"
+                    )
+        except BaseException:
+            self.reset()
+            raise
 
     def _stores(self) -> list[PrunedKV | None]:
         return [layer.store for layer in self.layers]
@@ -334,7 +364,7 @@ def attention(
         attention_mask: None or [batch, 1, tokens, keys], True where attended to.
         scaling: of the scores; None: 1 / sqrt(head_dim).
         dropout: of the weights, dense only.
-        kwargs: ``softcap`` is obeyed; the rest goes to dense attention.
+        kwargs: ``softcap`` is obeyed, with it ``is_causal``; the rest goes to dense attention.
 
     Returns:
         [batch, tokens, heads, head_dim] and None.
@@ -344,39 +374,55 @@ def attention(
         raise NotImplementedError("attention sparsekern: attention sinks (s_aux) must be None")
     if isinstance(key, _LazyDense) and query.shape[2] == 1 and dropout == 0.0:
         starts, prefix = _starts(attention_mask)
+        if starts is not None and starts.shape[0] == 1:  # one mask for the whole batch
+            starts = starts.expand(query.shape[0]).contiguous()
         if prefix and kwargs.get("position_bias") is None:
             scale = query.shape[-1] ** -0.5 if scaling is None else scaling
             q = query[:, :, 0].contiguous()
-            out, _ = key.source.store.attend(q, starts, scale, softcap or 0.0)
+            out, _ = key.source.current().attend(q, starts, scale, softcap or 0.0)
             return out.unsqueeze(1), None
     if softcap is not None:
-        return _capped(query, key, value, attention_mask, scaling, softcap), None
+        if attention_mask is None and query.shape[2] > 1:
+            causal = kwargs.get("is_causal")
+            if causal is None:
+                causal = getattr(module, "is_causal", True)
+            attention_mask = _triangle(query.shape[2], key.shape[2]) if causal else None
+        out = _capped(query, key, value, attention_mask, scaling, softcap, dropout)
+        return out, None
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
     return out, None
 
 
-_last_mask: tuple[weakref.ref[Tensor], tuple[Tensor | None, bool]] | None = None
+_last_mask: tuple[weakref.ref[Tensor], int, tuple[Tensor | None, bool]] | None = None
 
 
 def _starts(mask: Tensor | None) -> tuple[Tensor | None, bool]:
     """First key attended to of each sequence, and whether the mask says nothing else.
 
-    All layers get the same mask, so the last answer is kept.
+    All layers get the same mask, so the last answer is kept until the mask is written to; inference
+    tensors do not tell, and are looked at each time.
     """
     global _last_mask
     if mask is None:
         return None, True
-    if _last_mask is not None and _last_mask[0]() is mask:
-        return _last_mask[1]
+    version = None if mask.is_inference() else mask._version
+    if _last_mask is not None and _last_mask[0]() is mask and _last_mask[1] == version:
+        return _last_mask[2]
     answer: tuple[Tensor | None, bool] = (None, False)
     if mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1] == 1:
         attended = mask[:, 0, -1]
         if bool((attended[:, 1:] >= attended[:, :-1]).all()):
             answer = ((~attended).sum(-1), True)
-    _last_mask = (weakref.ref(mask), answer)
+    if version is not None:
+        _last_mask = (weakref.ref(mask), version, answer)
     return answer
+
+
+def _triangle(tokens: int, keys: int) -> Tensor:
+    """The causal mask [tokens, keys] of the last tokens."""
+    return torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
 
 
 def _capped(
@@ -386,20 +432,19 @@ def _capped(
     mask: Tensor | None,
     scaling: float | None,
     softcap: float,
+    dropout: float,
 ) -> Tensor:
     """Dense attention with a soft cap, which torch's own does not have."""
-    _, heads, tokens, head_dim = query.shape
-    groups = heads // key.shape[1]
+    head_dim = query.shape[3]
+    groups = query.shape[1] // key.shape[1]
     k, v = (torch.repeat_interleave(x, groups, dim=1) for x in (key, value))
     scores = query @ k.transpose(-1, -2) * (head_dim**-0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap)
-    if mask is None and tokens > 1:
-        mask = torch.ones(tokens, k.shape[2], dtype=torch.bool).tril(k.shape[2] - tokens)
     if mask is not None:
         blocked = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else None
         scores = scores + mask if blocked is None else blocked
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ v).transpose(1, 2).contiguous()
+    return (functional.dropout(weights, dropout) @ v).transpose(1, 2).contiguous()
 
 
 AttentionInterface.register(ATTENTION, attention)

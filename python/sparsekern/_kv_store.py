@@ -75,6 +75,7 @@ class PrunedKV:
             MemoryError: the pool has no page left; nothing is appended then.
         """
         tokens = self._check(k, v)
+        k, v = k.detach(), v.detach()  # inference only: no history in the window
         before, after = self.length, self.length + tokens
         packed = max(self.packed, after - self.window)
         self._reserve(packed)
@@ -232,44 +233,57 @@ class PrunedKV:
             MemoryError: the pool has too few pages; the same.
         """
         self.crop(0)
+        self._check_state(state)
+        length, packed = state["length"], state["packed"]
+        each = pages_of(packed)
+        new = self.pool.allocate(each * self.batch)
+        self.rows = [new[i * each : (i + 1) * each] for i in range(self.batch)]
+        self.length, self.packed = length, packed
+        try:
+            self.pool.pages[new] = state["pages"]
+            self.window_k.copy_(state["window_k"])
+            self.window_v.copy_(state["window_v"])
+            self._counts(self.batch)
+            self.dense()
+        except BaseException:
+            self.crop(0)
+            raise
+
+    def _check_state(self, state: dict[str, Any]) -> None:
         own = {**self.pool.describe(), "batch": self.batch, "window": self.window}
         for name, value in own.items():
-            if state.get(name) != value:
-                raise ValueError(
-                    f"BitmapKVCache: saved {name} must be {value}, got {state.get(name)}"
-                )
-        length, packed = state["length"], state["packed"]
+            got = state.get(name)
+            if type(got) is not type(value) or got != value:
+                raise ValueError(f"BitmapKVCache: saved {name} must be {value}, got {got}")
+        length, packed = state.get("length"), state.get("packed")
+        if type(length) is not int or type(packed) is not int:
+            raise ValueError(
+                "BitmapKVCache: saved length and packed must be integers, got "
+                f"{type(length).__name__} and {type(packed).__name__}"
+            )
         if not (0 <= packed <= length <= self.max_length and length - packed <= self.window):
             raise ValueError(
                 "BitmapKVCache: saved lengths must be 0 <= packed <= length <= max_length "
                 f"({self.max_length}) with length - packed <= window ({self.window}), got packed "
                 f"{packed} and length {length}"
             )
-        each = pages_of(packed)
         shapes = {
-            "pages": (self.batch * each, *self.pool.pages.shape[1:]),
+            "pages": (self.batch * pages_of(packed), *self.pool.pages.shape[1:]),
             "window_k": tuple(self.window_k.shape),
             "window_v": tuple(self.window_v.shape),
         }
         for name, shape in shapes.items():
-            x = state[name]
+            x = state.get(name)
+            if not isinstance(x, Tensor):
+                got = type(x).__name__
+                raise ValueError(f"BitmapKVCache: saved {name} must be a torch.Tensor, got {got}")
+            if x.device.type != "cpu":
+                raise ValueError(f"BitmapKVCache: saved {name} must be on the CPU, got {x.device}")
             if tuple(x.shape) != shape or x.dtype != self.pool.dtype:
                 raise ValueError(
                     f"BitmapKVCache: saved {name} must be {list(shape)} {self.pool.dtype}, got "
                     f"{list(x.shape)} {x.dtype}"
                 )
-        new = self.pool.allocate(each * self.batch)
-        self.rows = [new[i * each : (i + 1) * each] for i in range(self.batch)]
-        self.length, self.packed = length, packed
-        self.pool.pages[new] = state["pages"]
-        self.window_k.copy_(state["window_k"])
-        self.window_v.copy_(state["window_v"])
-        self._counts(self.batch)
-        try:
-            self.dense()
-        except ValueError:
-            self.crop(0)
-            raise
 
     def __del__(self) -> None:
         for row in getattr(self, "rows", []):

@@ -278,6 +278,28 @@ TEST(BitmapKvSelectionTest, HasASetWhereCsrHasOne) {
   }
 }
 
+// Refused before anything is written.
+TEST(BitmapKvEdgeTest, TokensOfTheDenseResult) {
+  Cache c(DType::kF32, 8, 64, 4, 4);
+  const auto refused = [&](int64_t tokens) {
+    std::vector<uint8_t> out(c.k.bytes.size(), 7);
+    const Status status = BitmapKvUnpack(c.view, tokens, out.data(), out.data());
+    EXPECT_EQ(status.code(), StatusCode::kInvalidValue);
+    EXPECT_EQ(out, std::vector<uint8_t>(out.size(), 7));
+    return std::string(status.message());
+  };
+  EXPECT_EQ(refused(-1), "bitmap_kv_unpack: tokens must be at least 0, got -1");
+  EXPECT_EQ(refused(63), "bitmap_kv_unpack: tokens must be at least lengths[0] = 64, got 63");
+}
+
+TEST(BitmapKvEdgeTest, NegativeTokensToAppend) {
+  Cache c(DType::kF32, 8, 64, 4, 4);
+  BitmapKvAppendArgs a;
+  a.tokens = -1;
+  EXPECT_EQ(BitmapKvAppend(c.view, a, Serial()).message(),
+            "bitmap_kv_append: tokens must be at least 0, got -1");
+}
+
 TEST(BitmapKvEdgeTest, NothingToAttendTo) {
   Cache c(DType::kF32, 8, 64, 4, 4);
   const std::vector<float> q(16, 1.0f);

@@ -18,7 +18,8 @@ namespace sparsekern {
 //
 // What was pruned contributes nothing, whatever q or V hold there, infinities and NaN too; what is
 // kept multiplies as IEEE 754 says. Sums are in float32; they do not depend on the number of
-// threads. A sequence without tokens answers zeros and a log-sum-exp of minus infinity.
+// threads. A sequence without tokens answers zeros and a log-sum-exp of minus infinity; one whose
+// scores are all minus infinity NaN, and the same log-sum-exp.
 struct BitmapAttentionArgs {
   DType dtype = DType::kF32;  // of q, out, the window and the pages
   const void* q = nullptr;    // [batch][heads][head_dim]
@@ -31,7 +32,7 @@ struct BitmapAttentionArgs {
   const int64_t* window_lengths = nullptr;  // [batch], 0 to window_slots; nullptr: 0
   const int64_t* starts = nullptr;          // [batch]: first token attended to; nullptr: 0
   float scale = 1.0f;
-  float softcap = 0.0f;
+  float softcap = 0.0f;  // finite, at least 0
   void* out = nullptr;   // [batch][heads][head_dim]
   float* lse = nullptr;  // [batch][heads]: log of the sum of exp(scores), natural; or nullptr
 };

@@ -266,8 +266,11 @@ void Merge(const Call& call, const float* parts, int64_t count, int64_t b, int64
       for (int64_t c = 0; c < head_dim; ++c) row[c] += acc[c] * factor;
     }
     const int64_t head = b * call.a.heads + h * call.group + g;
-    const bool empty = total == 0.0f;
-    const float inverse = empty ? 0.0f : 1.0f / total;
+    // No score beyond -inf: the softmax of nothing, zeros, or of -inf alone, which is 0 / 0.
+    const bool empty = most == kLowest && !std::isnan(total);
+    const bool none = call.Start(b) >= call.pages.lengths[b] + call.Window(b);
+    if (empty && !none) std::fill(row, row + head_dim, __builtin_nanf(""));
+    const float inverse = empty ? (none ? 0.0f : 1.0f) : 1.0f / total;
     for (int64_t c = 0; c < head_dim; ++c) row[c] *= inverse;
     call.kernels.tiles.narrow[static_cast<int>(call.a.dtype)](
         row, head_dim,
@@ -288,8 +291,9 @@ Status Check(const BitmapKvPages& p, const BitmapAttentionArgs& a) {
     return Status::InvalidValue(std::string(kOp) + ": heads of q must be a multiple of kv_heads (" +
                                 std::to_string(p.kv_heads) + "), got " + std::to_string(a.heads));
   }
-  if (!(a.softcap >= 0.0f)) {
-    return Status::InvalidValue(std::string(kOp) + ": softcap must be at least 0");
+  if (!(a.softcap >= 0.0f) || std::isinf(a.softcap)) {
+    return Status::InvalidValue(std::string(kOp) + ": softcap must be finite and at least 0, got " +
+                                std::to_string(a.softcap));
   }
   for (int64_t b = 0; a.window_lengths != nullptr && b < p.batch; ++b) {
     if (a.window_lengths[b] < 0 || a.window_lengths[b] > a.window_slots) {

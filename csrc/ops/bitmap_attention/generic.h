@@ -259,8 +259,12 @@ static void KvSoftmax(float* s, int tokens, float scale, float softcap, float* m
   for (int i = 0; i < n; i += kTile) {
     for (int r = 0; r < kRegs; ++r) {
       float* at = s + i + r * V::kLanes;
-      const typename V::Reg weight = Exp<V>(V::Add(V::Load(at), top[r]));
+      typename V::Reg weight = Exp<V>(V::Add(V::Load(at), top[r]));
       V::Store(at, weight);
+      if (at + V::kLanes > s + n) {  // padding weighs nothing, whatever the largest score is
+        for (float* pad = at < s + n ? s + n : at; pad < at + V::kLanes; ++pad) *pad = 0.0f;
+        weight = V::Load(at);
+      }
       total[r] = V::Add(total[r], weight);
     }
   }

@@ -21,7 +21,10 @@ const BitmapKvAppendKernels& SelectKernels(IsaMask mask) {
 
 Status BitmapKvAppend(const BitmapKvPages& p, const BitmapKvAppendArgs& a,
                       const ParallelFor& parallel_for) {
-  if (a.tokens < 0) return Status::InvalidValue("bitmap_kv_append: tokens must be >= 0");
+  if (a.tokens < 0) {
+    return Status::InvalidValue("bitmap_kv_append: tokens must be at least 0, got " +
+                                std::to_string(a.tokens));
+  }
   SPARSEKERN_RETURN_IF_ERROR(CheckBitmapKv("bitmap_kv_append", p, a.tokens));
   IsaMask mask = 0;
   SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));

@@ -32,7 +32,7 @@ using BitmapDecodeFn = void (*)(const BitmapPanel& panel, const float* x, int64_
 using BitmapBatchFn = void (*)(const uint8_t* slice, DType dtype, ExpandFn expand,
                                BitmapValues* values, const float* x, float* y, bool first);
 
-enum : int { kBitmapMaxDecodeRows = 16 };
+static constexpr int kBitmapMaxDecodeRows = 16;
 
 // One row of kernels.inc.
 struct BitmapKernels {
