@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from bench_decode import BF16, FP32, NAMES, candidate, torch_dense, torch_int8
+from bench_decode import torch_dense, torch_int8
 from bench_nm import prepacked_bf16
 from candidates import onnxruntime, torch_linear
 from harness import (
-    OURS,
     SHAPES,
     Candidate,
     Options,
@@ -18,64 +15,22 @@ from harness import (
     measure,
     options,
     thread_counts,
-    timed,
     with_threads,
 )
 from limits import bandwidth, multiply_adds
+from packed_cases import batch, decode
 from sparsekern import BitmapTensor, _core, ops
 from torch import Tensor
-from weights import Layer, Network, cold_packed, flat, linear_network, random_layer
-
-
-def _kernel(w: BitmapTensor, x_rows: int) -> str:
-    dtype = str(w.dtype).removeprefix("torch.")
-    return _core.bitmap_kernel(w.structure.numpy(), dtype, x_rows)
+from weights import Layer, Network, linear_network, random_layer
 
 
 def _decode(layer: Layer, sparsity: float, x: Tensor, dtype: torch.dtype) -> Candidate:
-    """bf16 weights, with x in bf16 too, are what the name stands for; others are named."""
     w = BitmapTensor.from_dense(layer.weight, dtype=dtype)
-    x = x.to(torch.bfloat16) if dtype == torch.bfloat16 else x
-    pool = cold_packed(w)
-    return candidate(
-        OURS if dtype == torch.bfloat16 else f"{OURS} {NAMES[dtype]} weights",
-        lambda: ops.bitmap_linear(x, next(pool)),
-        x,
-        w.to_dense(),
-        w.nbytes,
-        sparsity=sparsity,
-        tolerance=BF16 if dtype == torch.bfloat16 else FP32,
-        details={"kernel": _kernel(w, x.shape[0])},
-    )
+    return decode(w, x, ops.bitmap_linear, _core.bitmap_kernel, sparsity)
 
 
 def _batch(network: Network) -> Candidate:
-    chain = network.chains[0]
-    layers = [(BitmapTensor.from_dense(layer.weight), layer.bias) for layer in chain.layers]
-
-    def run() -> list[Any]:
-        y = chain.x
-        for w, bias in layers:
-            y = ops.bitmap_linear(y, w, bias)
-        return [y]
-
-    def seconds(calls: int) -> float:
-        with torch.inference_mode():
-            return timed(run)(calls)
-
-    def output() -> Any:
-        with torch.inference_mode():
-            return flat(run())
-
-    return Candidate(
-        OURS,
-        seconds,
-        output,
-        network.reference,
-        sparsity=network.sparsity,
-        flops=network.flops,
-        details={"kernel": _kernel(layers[0][0], chain.x.shape[0])},
-    )
+    return batch(network, BitmapTensor.from_dense, ops.bitmap_linear, _core.bitmap_kernel)
 
 
 def main(options: Options) -> None:

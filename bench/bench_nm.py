@@ -7,10 +7,9 @@ import itertools
 from typing import Any
 
 import torch
-from bench_decode import BF16, FP32, NAMES, candidate, torch_dense, torch_int8
+from bench_decode import BF16, candidate, torch_dense, torch_int8
 from candidates import onnxruntime, torch_linear
 from harness import (
-    OURS,
     SHAPES,
     Candidate,
     Options,
@@ -18,35 +17,18 @@ from harness import (
     measure,
     options,
     thread_counts,
-    timed,
     with_threads,
 )
 from limits import bandwidth, multiply_adds
+from packed_cases import batch, decode
 from sparsekern import NMTensor, _core, ops
 from torch import Tensor
-from weights import Chain, Layer, Network, cold_packed, copies, flat, nm_layer
-
-
-def _kernel(w: NMTensor, x_rows: int) -> str:
-    dtype = str(w.dtype).removeprefix("torch.")
-    return _core.nm_kernel(w.structure.numpy(), dtype, x_rows)
+from weights import Chain, Layer, Network, copies, nm_layer
 
 
 def _decode(layer: Layer, n: int, m: int, x: Tensor, dtype: torch.dtype) -> Candidate:
-    """bf16 weights, with x in bf16 too, are what the name stands for; others are named."""
     w = NMTensor.from_dense(layer.weight, n, m, dtype=dtype)
-    x = x.to(torch.bfloat16) if dtype == torch.bfloat16 else x
-    pool = cold_packed(w)
-    return candidate(
-        OURS if dtype == torch.bfloat16 else f"{OURS} {NAMES[dtype]} weights",
-        lambda: ops.nm_linear(x, next(pool)),
-        x,
-        w.to_dense(),
-        w.nbytes,
-        sparsity=1 - n / m,
-        tolerance=BF16 if dtype == torch.bfloat16 else FP32,
-        details={"kernel": _kernel(w, x.shape[0])},
-    )
+    return decode(w, x, ops.nm_linear, _core.nm_kernel, 1 - n / m)
 
 
 def prepacked_bf16(layer: Layer, x: Tensor) -> Candidate:
@@ -68,32 +50,10 @@ def prepacked_bf16(layer: Layer, x: Tensor) -> Candidate:
 
 
 def _batch(network: Network, n: int, m: int) -> Candidate:
-    chain = network.chains[0]
-    layers = [(NMTensor.from_dense(layer.weight, n, m), layer.bias) for layer in chain.layers]
+    def pack(weight: Tensor) -> NMTensor:
+        return NMTensor.from_dense(weight, n, m)
 
-    def run() -> list[Any]:
-        y = chain.x
-        for w, bias in layers:
-            y = ops.nm_linear(y, w, bias)
-        return [y]
-
-    def seconds(calls: int) -> float:
-        with torch.inference_mode():
-            return timed(run)(calls)
-
-    def output() -> Any:
-        with torch.inference_mode():
-            return flat(run())
-
-    return Candidate(
-        OURS,
-        seconds,
-        output,
-        network.reference,
-        sparsity=network.sparsity,
-        flops=network.flops,
-        details={"kernel": _kernel(layers[0][0], chain.x.shape[0])},
-    )
+    return batch(network, pack, ops.nm_linear, _core.nm_kernel)
 
 
 def main(options: Options) -> None:

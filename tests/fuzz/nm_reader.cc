@@ -1,70 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
-// libFuzzer target: any bytes as an nm matrix. What the validator accepts is the one packed form of
-// what it reads as; what it refuses but the parser takes must still be safe to read.
-//
-// An input is: dtype (1 byte), length of the structure (3 bytes, little-endian), structure, values.
-// tests/fuzz/make_seeds.py writes valid ones.
-#include <algorithm>
-#include <cstdint>
-#include <cstdlib>
-#include <vector>
-
+// libFuzzer target: any bytes as an nm matrix.
+#include "round_trip.h"
 #include "sparsekern/nm.h"
 
 namespace sparsekern {
 namespace {
 
-// Larger matrices find nothing that small ones do not, and take memory and time.
-constexpr int64_t kMaxElements = 1 << 19;
-
-void Require(bool condition) {
-  if (!condition) std::abort();
-}
-
-void Read(const NmStructure& s, const std::vector<uint8_t>& values, DType dtype,
-          std::vector<uint8_t>* dense, std::vector<uint8_t>* mask) {
-  mask->resize(static_cast<size_t>(s.rows * s.cols));
-  dense->resize(mask->size() * SizeOf(dtype));
-  UnpackNm(s, values.data(), dtype, dense->data());
-  NmMask(s, mask->data());
-}
+struct NmFormat {
+  using Structure = NmStructure;
+  using Packer = NmPacker;
+  static constexpr auto Parse = ParseNmStructure;
+  static constexpr auto Validate = ValidateNm;
+  static constexpr auto Unpack = UnpackNm;
+  static constexpr auto Mask = NmMask;
+  static Status Plan(Packer* packer, const Structure& s, const void* dense, DType dtype,
+                     const uint8_t* mask) {
+    return packer->Plan(dense, dtype, s.rows, s.cols, s.n, s.m, mask);
+  }
+};
 
 }  // namespace
 }  // namespace sparsekern
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace sparsekern;
-  if (size < 4) return 0;
-  const auto dtype = static_cast<DType>(data[0] % 4);
-  const size_t wanted =
-      data[1] | static_cast<size_t>(data[2]) << 8 | static_cast<size_t>(data[3]) << 16;
-  const size_t length = std::min(wanted, size - 4);
-  // Exact copies: AddressSanitizer then sees the first byte read beyond them.
-  const std::vector<uint8_t> structure(data + 4, data + 4 + length);
-  std::vector<uint8_t> values(data + 4 + length, data + size);
-
-  NmStructure s;
-  const bool parsed = ParseNmStructure(structure.data(), structure.size(), "fuzz", &s).ok();
-  const auto count = static_cast<int64_t>(values.size() / SizeOf(dtype));
-  const bool valid =
-      ValidateNm(structure.data(), structure.size(), values.data(), count, dtype).ok();
-  Require(parsed || !valid);
-  if (!parsed || s.rows > kMaxElements || s.cols > kMaxElements || s.rows * s.cols > kMaxElements) {
-    return 0;
-  }
-  values.resize(static_cast<size_t>(s.value_count()) * SizeOf(dtype));
-  std::vector<uint8_t> dense;
-  std::vector<uint8_t> mask;
-  Read(s, values, dtype, &dense, &mask);
-  if (!valid) return 0;
-
-  NmPacker packer;
-  Require(packer.Plan(dense.data(), dtype, s.rows, s.cols, s.n, s.m, mask.data()).ok());
-  Require(packer.value_count() == s.value_count());
-  std::vector<uint8_t> packed(values.size());
-  std::vector<uint8_t> again(packer.structure_bytes());
-  packer.Fill(packed.data(), again.data());
-  Require(again == structure);
-  Require(packed == values);
-  return 0;
+  return sparsekern::FuzzRoundTrip<sparsekern::NmFormat>(data, size);
 }
