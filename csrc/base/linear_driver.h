@@ -4,7 +4,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <cstring>
 
 #include "base/tiles.h"
 #include "sparsekern/linear.h"
@@ -56,6 +58,58 @@ void ForEachPart(const XTiles& tiles, int64_t kept, int64_t cols, int64_t panels
            std::min(tiles.count(), end * per_thread));
     });
   }
+}
+
+// What RunBatch must know of a matrix.
+struct BatchOf {
+  const char* op;
+  const float* scale;  // of its rows, or nullptr
+  int64_t rows;
+  int64_t cols;
+  int64_t padded_cols;  // of x that its kernels may read; those at or beyond `cols` are 0
+  int64_t panel_rows;   // whose sums are made together
+  int64_t kept;         // weights
+};
+
+// All of y, x tile by x tile, each packed once by the thread that needs it. make_scratch(width)
+// answers what a thread needs for tiles up to that width: ok(), x[padded_cols][width] and
+// y[panel_rows][width] at least; sums(first, n, width_index, &scratch) makes y for n rows of the
+// matrix; cut is that of ForEachPart.
+template <typename MakeScratch, typename Cut, typename Sums>
+Status RunBatch(const BatchOf& of, const TileKernels& tiles, const XTiles& x_tiles,
+                const LinearArgs& a, const ParallelFor& parallel_for, const Cut& cut,
+                const MakeScratch& make_scratch, const Sums& sums) {
+  const auto dtype = static_cast<int>(a.dtype);
+  const int widest =
+      tiles.widths[std::max(x_tiles.width_index(0), x_tiles.width_index(x_tiles.count() - 1))];
+  std::atomic<bool> failed{false};
+  const auto work = [&](int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
+                        int64_t tile_end) {
+    if (panel_begin >= panel_end || tile_begin >= tile_end) return;
+    auto scratch = make_scratch(widest);
+    if (!scratch.ok()) {
+      failed = true;
+      return;
+    }
+    for (int64_t t = tile_begin; t < tile_end; ++t) {
+      const int width_index = x_tiles.width_index(t);
+      const int width = tiles.widths[width_index];
+      const XTile tile{x_tiles.begin(t), static_cast<int>(x_tiles.rows(t)), width_index, width};
+      tiles.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, of.cols, width,
+                             scratch.x.data());
+      std::memset(scratch.x.data() + of.cols * width, 0,
+                  sizeof(float) * static_cast<size_t>((of.padded_cols - of.cols) * width));
+      for (int64_t p = panel_begin; p < panel_end; ++p) {
+        const int64_t first = p * of.panel_rows;
+        const int64_t n = std::min(of.panel_rows, of.rows - first);
+        sums(first, n, width_index, &scratch);
+        StoreTile(tiles, a, of.scale, tile, first, n, scratch.y.data());
+      }
+    }
+  };
+  const int64_t panels = (of.rows + of.panel_rows - 1) / of.panel_rows;
+  ForEachPart(x_tiles, of.kept, of.cols, panels, parallel_for, cut, work);
+  return failed ? OutOfScratch(of.op) : Status::Ok();
 }
 
 }  // namespace sparsekern

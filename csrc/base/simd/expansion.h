@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 namespace sparsekern {
 
@@ -60,6 +61,14 @@ static constexpr SpreadTable4 MakeSpreadTable4() {
 static constexpr int kWordColumns = 64;  // of a bitmap's word
 template <typename V>
 static constexpr int kPieces = kWordColumns / V::kLanes;
+
+// Calls f.template operator()<i>() for i = 0 .. N - 1.
+template <int N, typename F>
+static inline __attribute__((always_inline)) void Unroll(const F& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (f.template operator()<i>(), ...);
+  }(std::make_integer_sequence<int, N>());
+}
 
 template <typename V, int i>
 static constexpr uint32_t PieceBits(uint64_t word) {

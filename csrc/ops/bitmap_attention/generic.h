@@ -50,15 +50,6 @@ static inline int KvKeptBelow(uint64_t word) {
   }
 }
 
-// f.operator()<i>() for i = 0 .. N - 1, unrolled.
-template <int N, int i = 0, typename F>
-__attribute__((always_inline)) static inline void KvUnroll(const F& f) {
-  if constexpr (i < N) {
-    f.template operator()<i>();
-    KvUnroll<N, i + 1>(f);
-  }
-}
-
 template <typename V, DType D, int H, bool Keep>
 static void KvScores(const KvRows& rows, int begin, int end, const float* q, int64_t stride,
                      float* s, float* kept) {
@@ -88,7 +79,7 @@ static void KvScores(const KvRows& rows, int begin, int end, const float* q, int
         for (int c = 0; c < whole; c += kWordColumns) {
           uint64_t word;
           std::memcpy(&word, mask + c / 8, sizeof word);
-          KvUnroll<kPieces<V>>([&]<int p>() __attribute__((always_inline)) {
+          Unroll<kPieces<V>>([&]<int p>() __attribute__((always_inline)) {
             add(c + p * V::kLanes, values + KvKeptBelow<V, p>(word) * kBytesOf<D>,
                 V::template Piece<p>(&word));
           });
@@ -133,7 +124,7 @@ static inline void KvValuesBlock(const KvRows& rows, int begin, int end, int c, 
     offset[t - begin] = static_cast<uint16_t>(offset[t - begin] + __builtin_popcountll(word));
     typename V::Reg weight[H];
     for (int h = 0; h < H; ++h) weight[h] = V::Set1(p[(t - begin) * H + h]);
-    KvUnroll<N>([&]<int n>() __attribute__((always_inline)) {
+    Unroll<N>([&]<int n>() __attribute__((always_inline)) {
       const uint8_t* from = values + KvKeptBelow<V, n>(word) * kBytesOf<D>;
       typename V::Lanes lanes;
       if constexpr (kBits == kWordColumns) {

@@ -13,7 +13,6 @@
 
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #include "base/simd/batch.h"
 #include "base/simd/conversion.h"
@@ -74,14 +73,6 @@ class SliceValues {
   alignas(64) uint8_t copy_[(kSliceValues + V::kLanes) * kBytesOf<D>];
 };
 
-// Calls f.template operator()<i>() for the pieces of a word.
-template <typename V, typename F>
-static inline __attribute__((always_inline)) void ForPieces(F f) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (f.template operator()<i>(), ...);
-  }(std::make_integer_sequence<int, kPieces<V>>());
-}
-
 // Sums of 16 rows, kLanes lanes each, rows `stride` floats apart, to y[16].
 template <typename V>
 static inline void StoreSums(const float* sums, int64_t stride, float* y) {
@@ -127,7 +118,7 @@ static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int,
     const uint8_t* p = values.Begin(words);
     const auto row = [&](int r, Reg sum) __attribute__((always_inline)) {
       PrefetchRow<D>(p);
-      ForPieces<V>([&]<int i>() __attribute__((always_inline)) {
+      Unroll<kPieces<V>>([&]<int i>() __attribute__((always_inline)) {
         const typename V::Lanes lanes = V::template Piece<i>(words + r);
         const Reg weights = V::Spread(LoadAs<V, D>(p, 0), lanes);
         sum = V::FmaKept(weights, V::Load(x + i * V::kLanes), sum, lanes);
@@ -173,7 +164,7 @@ static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_
       PrefetchRow<D>(p);
       Reg weights[kPieces<V>];
       typename V::Lanes lanes[kPieces<V>];
-      ForPieces<V>([&]<int i>() __attribute__((always_inline)) {
+      Unroll<kPieces<V>>([&]<int i>() __attribute__((always_inline)) {
         lanes[i] = V::template Piece<i>(words + r);
         weights[i] = V::Spread(LoadAs<V, D>(p, 0), lanes[i]);
         p += V::CountKept(PieceBits<V, i>(words[r])) * kBytesOf<D>;
@@ -182,7 +173,7 @@ static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_
       float* sum = sums + r * stride;
       for (int m = 0; m < x_rows; ++m, xm += x_stride, sum += V::kLanes) {
         Reg total = V::Load(sum);
-        ForPieces<V>([&]<int i>() __attribute__((always_inline)) {
+        Unroll<kPieces<V>>([&]<int i>() __attribute__((always_inline)) {
           total = V::FmaKept(weights[i], V::Load(xm + i * V::kLanes), total, lanes[i]);
         });
         V::Store(sum, total);

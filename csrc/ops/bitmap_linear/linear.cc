@@ -2,7 +2,6 @@
 // y = activation(x W^T + bias) for a bitmap matrix W: the decode kernels for a few rows of x, the
 // batch kernel for more.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "base/linear_driver.h"
@@ -116,42 +115,18 @@ void BatchPanels(const BitmapKernels& kernels, const BitmapMatrix& w, int64_t pa
 Status Batch(const BitmapKernels& kernels, const BitmapMatrix& w, const LinearArgs& a,
              const ParallelFor& parallel_for) {
   const BitmapStructure& s = w.structure;
-  const TileKernels& tiles = kernels.tiles;
-  const int dtype = static_cast<int>(a.dtype);
-  const XTiles x_tiles(tiles.widths, a.x_rows);
-  const int widest =
-      tiles.widths[std::max(x_tiles.width_index(0), x_tiles.width_index(x_tiles.count() - 1))];
   const int64_t groups = (s.panels + kGroupPanels - 1) / kGroupPanels;
-  std::atomic<bool> failed{false};
-  const auto cut = [&](int64_t part, int64_t parts) { return groups * part / parts; };
-  const auto work = [&](int64_t group_begin, int64_t group_end, int64_t tile_begin,
-                        int64_t tile_end) {
-    if (group_begin == group_end || tile_begin == tile_end) return;
-    const BatchScratch scratch(s, widest);
-    if (!scratch.ok()) {
-      failed = true;
-      return;
-    }
-    for (int64_t t = tile_begin; t < tile_end; ++t) {
-      const int width_index = x_tiles.width_index(t);
-      const int width = tiles.widths[width_index];
-      const XTile tile{x_tiles.begin(t), static_cast<int>(x_tiles.rows(t)), width_index, width};
-      tiles.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, s.cols, width,
-                             scratch.x.data());
-      // Only a structure that was never validated has bits there.
-      std::memset(scratch.x.data() + s.cols * width, 0,
-                  sizeof(float) * static_cast<size_t>((PaddedCols(s) - s.cols) * width));
-      for (int64_t g = group_begin; g < group_end; ++g) {
-        const int64_t panel = g * kGroupPanels, first = panel * kBitmapLanes;
+  // Only a structure that was never validated has bits beyond cols.
+  const BatchOf of{kOp, w.scale, s.rows, s.cols, PaddedCols(s), kGroupRows, s.kept};
+  return RunBatch(
+      of, kernels.tiles, XTiles(kernels.tiles.widths, a.x_rows), a, parallel_for,
+      [&](int64_t part, int64_t parts) { return groups * part / parts; },
+      [&](int width) { return BatchScratch(s, width); },
+      [&](int64_t first, int64_t, int width_index, BatchScratch* scratch) {
+        const int64_t panel = first / kBitmapLanes;
         BatchPanels(kernels, w, panel, std::min(s.panels, panel + kGroupPanels), width_index,
-                    scratch);
-        StoreTile(tiles, a, w.scale, tile, first, std::min<int64_t>(kGroupRows, s.rows - first),
-                  scratch.y.data());
-      }
-    }
-  };
-  ForEachPart(x_tiles, s.kept, s.cols, groups, parallel_for, cut, work);
-  return failed ? OutOfScratch(kOp) : Status::Ok();
+                    *scratch);
+      });
 }
 
 }  // namespace

@@ -344,13 +344,7 @@ void BatchPanel(const GqsKernels& kernels, const GqsMatrix& w, int64_t first, in
 Status Batch(const GqsKernels& kernels, const GqsMatrix& w, const LinearArgs& a,
              const float* row_scale, const ParallelFor& parallel_for) {
   const GqsStructure& s = w.structure;
-  const TileKernels& tiles = kernels.tiles;
-  const int dtype = static_cast<int>(a.dtype);
-  const XTiles x_tiles(tiles.widths, a.x_rows);
-  const int widest =
-      tiles.widths[std::max(x_tiles.width_index(0), x_tiles.width_index(x_tiles.count() - 1))];
   const int64_t panels = (s.rows + kPanelRows - 1) / kPanelRows;
-  std::atomic<bool> failed{false};
   // The panel at which the kept groups of a part begin.
   const auto cut = [&](int64_t part, int64_t parts) {
     if (part == parts) return panels;
@@ -362,33 +356,15 @@ Status Batch(const GqsKernels& kernels, const GqsMatrix& w, const LinearArgs& a,
     }
     return low;
   };
-  const auto work = [&](int64_t panel_begin, int64_t panel_end, int64_t tile_begin,
-                        int64_t tile_end) {
-    if (panel_begin >= panel_end || tile_begin >= tile_end) return;
-    const BatchScratch scratch(s, widest);
-    if (!scratch.ok()) {
-      failed = true;
-      return;
-    }
-    for (int64_t t = tile_begin; t < tile_end; ++t) {
-      const int width_index = x_tiles.width_index(t);
-      const int width = tiles.widths[width_index];
-      const XTile tile{x_tiles.begin(t), static_cast<int>(x_tiles.rows(t)), width_index, width};
-      tiles.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, s.cols, width,
-                             scratch.x.data());
-      // A weight beyond cols, which is 0 before its zero-point, must add nothing.
-      std::memset(
-          scratch.x.data() + s.cols * width, 0,
-          sizeof(float) * static_cast<size_t>((PaddedCols(s) + kBlockCols - s.cols) * width));
-      for (int64_t p = panel_begin; p < panel_end; ++p) {
-        const int64_t first = p * kPanelRows, until = std::min(s.rows, first + kPanelRows);
-        BatchPanel(kernels, w, first, until, width_index, scratch);
-        StoreTile(tiles, a, row_scale, tile, first, until - first, scratch.y.data());
-      }
-    }
-  };
-  ForEachPart(x_tiles, s.groups * s.group, s.cols, panels, parallel_for, cut, work);
-  return failed ? OutOfScratch(kOp) : Status::Ok();
+  // A weight beyond cols, which is 0 before its zero-point, must add nothing, so there are zeros.
+  const BatchOf of{kOp,        row_scale,         s.rows, s.cols, PaddedCols(s) + kBlockCols,
+                   kPanelRows, s.groups * s.group};
+  return RunBatch(
+      of, kernels.tiles, XTiles(kernels.tiles.widths, a.x_rows), a, parallel_for, cut,
+      [&](int width) { return BatchScratch(s, width); },
+      [&](int64_t first, int64_t n, int width_index, BatchScratch* scratch) {
+        BatchPanel(kernels, w, first, first + n, width_index, *scratch);
+      });
 }
 
 }  // namespace

@@ -2,7 +2,6 @@
 // y = activation(x W^T + bias) for an N:M matrix W: the decode kernel for a few rows of x, the tile
 // kernels for more.
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 
 #include "base/linear_driver.h"
@@ -134,44 +133,25 @@ void BatchPanels(const NmKernels& kernels, const NmMatrix& w, int64_t panel, int
 Status Batch(const NmKernels& kernels, const NmMatrix& w, const LinearArgs& a,
              const ParallelFor& parallel_for) {
   const NmStructure& s = w.structure;
-  const TileKernels& tiles = kernels.tiles;
-  const int dtype = static_cast<int>(a.dtype);
-  const BatchShape shape = ShapeOf(s, tiles.widths);
-  const XTiles x_tiles(tiles.widths, a.x_rows, shape.tile);
-  const int widest =
-      tiles.widths[std::max(x_tiles.width_index(0), x_tiles.width_index(x_tiles.count() - 1))];
+  const BatchShape shape = ShapeOf(s, kernels.tiles.widths);
   const int64_t groups = (s.panels + kGroupPanels - 1) / kGroupPanels;
-  std::atomic<bool> failed{false};
-  const auto cut = [&](int64_t part, int64_t parts) { return groups * part / parts; };
-  const auto work = [&](int64_t group_begin, int64_t group_end, int64_t tile_begin,
-                        int64_t tile_end) {
-    if (group_begin == group_end || tile_begin == tile_end) return;
-    BatchScratch scratch(s, w.dtype, widest, shape.block_cols);
-    if (!scratch.ok()) {
-      failed = true;
-      return;
-    }
-    for (int64_t t = tile_begin; t < tile_end; ++t) {
-      const int width_index = x_tiles.width_index(t);
-      const int width = tiles.widths[width_index];
-      const XTile tile{x_tiles.begin(t), static_cast<int>(x_tiles.rows(t)), width_index, width};
-      tiles.pack_rows[dtype](RowAt(a, tile.begin), a.x_stride, tile.rows, s.cols, width,
-                             scratch.x.data());
-      // A filled slot beyond cols must add nothing.
-      std::memset(
-          scratch.x.data() + s.cols * width, 0,
-          sizeof(float) * static_cast<size_t>((PaddedCols(s, shape.block_cols) - s.cols) * width));
-      for (int64_t g = group_begin; g < group_end; ++g) {
-        const int64_t panel = g * kGroupPanels, first = panel * kNmLanes;
+  // A filled slot beyond cols must add nothing, so there are zeros.
+  const BatchOf of{kOp,
+                   w.scale,
+                   s.rows,
+                   s.cols,
+                   PaddedCols(s, shape.block_cols),
+                   kGroupRows,
+                   s.steps * kNmLanes * s.panels};
+  return RunBatch(
+      of, kernels.tiles, XTiles(kernels.tiles.widths, a.x_rows, shape.tile), a, parallel_for,
+      [&](int64_t part, int64_t parts) { return groups * part / parts; },
+      [&](int width) { return BatchScratch(s, w.dtype, width, shape.block_cols); },
+      [&](int64_t first, int64_t, int width_index, BatchScratch* scratch) {
+        const int64_t panel = first / kNmLanes;
         BatchPanels(kernels, w, panel, std::min(s.panels, panel + kGroupPanels), width_index,
-                    shape.block_cols, &scratch);
-        StoreTile(tiles, a, w.scale, tile, first, std::min<int64_t>(kGroupRows, s.rows - first),
-                  scratch.y.data());
-      }
-    }
-  };
-  ForEachPart(x_tiles, s.steps * kNmLanes * s.panels, s.cols, groups, parallel_for, cut, work);
-  return failed ? OutOfScratch(kOp) : Status::Ok();
+                    shape.block_cols, scratch);
+      });
 }
 
 }  // namespace
