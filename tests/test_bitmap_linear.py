@@ -8,15 +8,14 @@ import json
 import math
 import pickle
 
-import oracle
 import pytest
 import safetensors
 import sparsekern as sk
 import torch
 from checkpoint_models import rewrite
-from compare import assert_close
 from conftest import ISAS
 from hypothesis import given, settings
+from products import check_product, run_packed
 from sparsekern import _core
 from sparsekern._candidates import bitmap_fits
 from strategies import (
@@ -34,27 +33,11 @@ from torch import nn
 
 
 def run(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") -> torch.Tensor:
-    parts = (packed.values, packed.structure, packed.scale)
-    code = ACTIVATIONS.index(activation)
-    return torch.ops.sparsekern.bitmap_linear(x, *parts, bias, packed.spec.rows, code)
+    return run_packed("bitmap_linear", packed, x, bias, activation)
 
 
 def check(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") -> None:
-    y = run(packed, x, bias, activation)
-    assert y.shape == (*x.shape[:-1], packed.spec.rows)
-    assert y.dtype == x.dtype
-    assert y.is_contiguous()
-    expected = oracle.linear(
-        x.double().reshape(-1, x.shape[-1]).numpy(),
-        packed.dense,
-        packed.matrix.mask,
-        None if bias is None else bias.double().numpy(),
-    )
-    name = str(x.dtype).removeprefix("torch.")
-    what = f"{packed.spec}, x {tuple(x.shape)} {name}, {activation}"
-    assert_close(
-        y.double().reshape(-1, packed.spec.rows).numpy(), expected, name, activation, what=what
-    )
+    check_product(run(packed, x, bias, activation), packed, x, bias, activation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,9 +7,9 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from compare import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
+from products import check_product
 from strategies import (
     ACTIVATIONS,
     DTYPES,
@@ -32,21 +32,7 @@ def check(
     bias: torch.Tensor | None = None,
     activation: str = "none",
 ) -> None:
-    y = run_linear(packed, x, bias, activation)
-    assert y.shape == (*x.shape[:-1], packed.spec.rows)
-    assert y.dtype == x.dtype
-    assert y.is_contiguous()
-    expected = oracle.linear(
-        x.double().reshape(-1, x.shape[-1]).numpy(),
-        packed.dense,
-        packed.matrix.mask,
-        None if bias is None else bias.double().numpy(),
-    )
-    name = str(x.dtype).removeprefix("torch.")
-    what = f"{packed.spec}, x {tuple(x.shape)} {name}, {activation}"
-    assert_close(
-        y.double().reshape(-1, packed.spec.rows).numpy(), expected, name, activation, what=what
-    )
+    check_product(run_linear(packed, x, bias, activation), packed, x, bias, activation)
 
 
 @pytest.mark.parametrize("block_rows", [1, 2, 4])
