@@ -199,6 +199,17 @@ def _check_device(operator: str, name: str, tensor: Tensor, pages: object) -> No
         )
 
 
+def check_channels(operator: str, head_dim: int, k_keep: int, v_keep: int) -> None:
+    """Refuse head dimensions, and numbers of kept channels, that pages cannot have."""
+    if head_dim % 8 != 0 or not 8 <= head_dim <= 256:
+        raise ValueError(
+            f"{operator}: head_dim must be a multiple of 8 from 8 to 256, got {head_dim}"
+        )
+    for name, keep in (("k_keep", k_keep), ("v_keep", v_keep)):
+        if not 1 <= keep <= head_dim:
+            raise ValueError(f"{operator}: {name} must be in [1, {head_dim}], got {keep}")
+
+
 def _check_fake(
     operator: str,
     pages: Tensor,
@@ -228,13 +239,7 @@ def _check_fake(
             f"{operator}: table must be int32 and lengths int64, got {table.dtype} and "
             f"{lengths.dtype}"
         )
-    if head_dim % 8 != 0 or not 8 <= head_dim <= 256:
-        raise ValueError(
-            f"{operator}: head_dim must be a multiple of 8 from 8 to 256, got {head_dim}"
-        )
-    for name, keep in zip(("k_keep", "v_keep"), keeps, strict=True):
-        if not 1 <= keep <= head_dim:
-            raise ValueError(f"{operator}: {name} must be in [1, {head_dim}], got {keep}")
+    check_channels(operator, head_dim, *keeps)
     elements = page_elements(head_dim, *keeps, pages.dtype)
     if pages.dim() != 3 or pages.shape[2] != elements:
         raise ValueError(

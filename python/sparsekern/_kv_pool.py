@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsekern._bitmap_kv import page_elements
+from sparsekern._bitmap_kv import check_channels, page_elements
 
 __all__ = ["BitmapKVPool"]
 
@@ -43,13 +43,7 @@ class BitmapKVPool:
             raise ValueError(
                 f"BitmapKVPool: pages and kv_heads must be at least 1, got {pages} and {kv_heads}"
             )
-        if head_dim % 8 != 0 or not 8 <= head_dim <= 256:
-            raise ValueError(
-                f"BitmapKVPool: head_dim must be a multiple of 8 from 8 to 256, got {head_dim}"
-            )
-        for name, keep in (("k_keep", k_keep), ("v_keep", v_keep)):
-            if not 1 <= keep <= head_dim:
-                raise ValueError(f"BitmapKVPool: {name} must be in [1, {head_dim}], got {keep}")
+        check_channels("BitmapKVPool", head_dim, k_keep, v_keep)
         if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise TypeError(
                 f"BitmapKVPool: dtype must be float32, bfloat16 or float16, got {dtype}"

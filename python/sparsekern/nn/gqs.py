@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsekern import _core, ops
 from sparsekern._packed import PackedTensor, check_matrix_size, to_numpy
 from sparsekern.gqs import GQSTensor, check_scale_dtype
-from sparsekern.nn.linear import LinearLayer
+from sparsekern.nn.linear import LinearLayer, check_linear
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -90,10 +90,7 @@ class GQSLinear(LinearLayer):
         Raises:
             TypeError: `module` is not an nn.Linear; and what `GQSTensor.from_dense` raises.
         """
-        if not isinstance(module, nn.Linear):
-            raise TypeError(
-                f"GQSLinear.from_dense: module must be an nn.Linear, got {type(module).__name__}"
-            )
+        check_linear("GQSLinear", module)
         packed = GQSTensor.from_dense(
             module.weight.detach(),
             bits,

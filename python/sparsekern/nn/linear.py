@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+def check_linear(layer: str, module: object) -> None:
+    """Refuse what `from_dense` of that layer cannot pack."""
+    if not isinstance(module, nn.Linear):
+        raise TypeError(
+            f"{layer}.from_dense: module must be an nn.Linear, got {type(module).__name__}"
+        )
+
+
 class LinearLayer(PackedLayer):
     """What linear layers of all formats share."""
 
@@ -125,10 +133,7 @@ class CSRLinear(LinearLayer, CSRLayer):
         Raises:
             TypeError: `module` is not an nn.Linear; and what `CSRTensor.from_dense` raises.
         """
-        if not isinstance(module, nn.Linear):
-            raise TypeError(
-                f"CSRLinear.from_dense: module must be an nn.Linear, got {type(module).__name__}"
-            )
+        check_linear("CSRLinear", module)
         packed = cls._matrix_of(
             module.weight,
             requires_grad=module.weight.requires_grad,
@@ -221,10 +226,7 @@ class NMLinear(LinearLayer):
         Raises:
             TypeError: `module` is not an nn.Linear; and what `NMTensor.from_dense` raises.
         """
-        if not isinstance(module, nn.Linear):
-            raise TypeError(
-                f"NMLinear.from_dense: module must be an nn.Linear, got {type(module).__name__}"
-            )
+        check_linear("NMLinear", module)
         weight = module.weight
         packed = NMTensor.from_dense(weight.detach(), n, m, mask=mask, strict=strict, dtype=dtype)
         packed = trainable(packed, weight.requires_grad)
@@ -310,10 +312,7 @@ class BitmapLinear(LinearLayer):
         Raises:
             TypeError: `module` is not an nn.Linear; and what `BitmapTensor.from_dense` raises.
         """
-        if not isinstance(module, nn.Linear):
-            raise TypeError(
-                f"BitmapLinear.from_dense: module must be an nn.Linear, got {type(module).__name__}"
-            )
+        check_linear("BitmapLinear", module)
         weight = module.weight
         packed = BitmapTensor.from_dense(weight.detach(), mask=mask, dtype=dtype)
         packed = trainable(packed, weight.requires_grad)
