@@ -45,6 +45,10 @@ INT8_KERNEL_FILES = {
     "x86_64": {"avx512vnni": ("x86_avx512vnni", {"avx512f", "avx512_vnni"})},
     "aarch64": {"neondotprod": ("arm_neon_dotprod", {"asimddp"})},
 }
+# The same for the kernel files that bitmap_linear and bitmap_attention alone have.
+BITMAP_KERNEL_FILES = {
+    "x86_64": {"avx512vbmi2": ("x86_avx512vbmi2", {"avx512f", "avx512bw", "avx512_vbmi2"})},
+}
 
 
 def processor_flags() -> set[str]:
@@ -64,11 +68,20 @@ def expected_isas(files: dict[str, dict[str, tuple[str, set[str]]]]) -> dict[str
 
 ISAS = {"scalar": "scalar"} | expected_isas(KERNEL_FILES)
 INT8_ISAS = expected_isas(INT8_KERNEL_FILES)
+BITMAP_ISAS = ISAS | expected_isas(BITMAP_KERNEL_FILES)
 
 
 @pytest.fixture(params=[*ISAS, *INT8_ISAS])
 def int8_isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """As `isa`, with the sets that only x in int8 makes use of."""
+    _core.set_isa(request.param)
+    yield request.param
+    _core.set_isa(None)
+
+
+@pytest.fixture(params=list(BITMAP_ISAS))
+def bitmap_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """As `isa`, with the sets that only bitmap products make use of."""
     _core.set_isa(request.param)
     yield request.param
     _core.set_isa(None)

@@ -10,7 +10,7 @@ import oracle
 import pytest
 import torch
 from compare import EPS, assert_close
-from conftest import ISAS
+from conftest import BITMAP_ISAS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sparsekern import _core, ops
@@ -90,7 +90,7 @@ def check_pages(pool):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_append_keeps_what_the_oracle_keeps(isa, dtype):
+def test_append_keeps_what_the_oracle_keeps(bitmap_isa, dtype):
     for i, head_dim in enumerate(HEAD_DIMS):
         keeps = (max(1, head_dim // 2), [1, head_dim, head_dim // 3][i % 3])
         k = activations((1, 2, 67, head_dim), dtype, seed=i)
@@ -100,7 +100,7 @@ def test_append_keeps_what_the_oracle_keeps(isa, dtype):
 
 @settings(deadline=None, max_examples=40)
 @given(st.data(), st.sampled_from(DTYPES), st.integers(1, 32), st.integers(0, 2**32 - 1))
-def test_any_bits(isa, data, dtype, eighths, seed):
+def test_any_bits(bitmap_isa, data, dtype, eighths, seed):
     head_dim = 8 * eighths
     keeps = data.draw(st.tuples(*[st.integers(1, head_dim)] * 2))
     size = 4 if dtype == "float32" else 2
@@ -109,7 +109,7 @@ def test_any_bits(isa, data, dtype, eighths, seed):
     check_pages(Pool(k, v, *keeps))
 
 
-def test_rules_by_hand(isa):
+def test_rules_by_hand(bitmap_isa):
     def kept(row, keep):
         k = torch.tensor(row)[None, None, None]
         pool = Pool(k, k, keep, keep)
@@ -124,7 +124,7 @@ def test_rules_by_hand(isa):
     assert kept([-0.0, 0, 0, 1e-45, 0, 0, 0, 0], 1) == [3]
 
 
-def test_strides_and_the_dense_way_back(isa):
+def test_strides_and_the_dense_way_back(bitmap_isa):
     base_k, base_v = (
         activations((2, 70, 3, 40), "bfloat16"),
         activations((2, 3, 40, 70), "bfloat16"),
@@ -182,7 +182,7 @@ GROUPS = (1, 2, 4, 5, 7, 8, 16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_attention_for_every_head_dim_and_group(isa, dtype):
+def test_attention_for_every_head_dim_and_group(bitmap_isa, dtype):
     for i, head_dim in enumerate(HEAD_DIMS):
         group = GROUPS[i % len(GROUPS)]
         tokens = (130, 64, 1, 65)[i % 4]
@@ -198,7 +198,7 @@ def test_attention_for_every_head_dim_and_group(isa, dtype):
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_group_size_with_starts_and_several_parts(isa, group):
+def test_every_group_size_with_starts_and_several_parts(bitmap_isa, group):
     k, v = (activations((3, 1, 1100, 64), "bfloat16", seed=j) for j in (1, 2))
     pool = Pool(k, v, 32, 19)
     q = activations((3, group, 64), "bfloat16", seed=3)
@@ -213,7 +213,7 @@ def test_every_group_size_with_starts_and_several_parts(isa, group):
             assert (lse[1] == -INF).all()
 
 
-def test_what_is_pruned_contributes_nothing(isa):
+def test_what_is_pruned_contributes_nothing(bitmap_isa):
     k, v = (activations((1, 2, 70, 24), seed=j) for j in (1, 2))
     k[..., 3] = 1e-3  # never kept
     v[:, :, 5, 7] = INF
@@ -233,7 +233,7 @@ def test_what_is_pruned_contributes_nothing(isa):
 
 
 @pytest.mark.parametrize("group", [1, 3, 4, 5])
-def test_scores_of_minus_infinity(isa, group):
+def test_scores_of_minus_infinity(bitmap_isa, group):
     """NaN where there is nothing else, as 0 / 0; weights of 0 where there is."""
     q = activations((1, group, 16), seed=3)
     q[..., 0] = -1.0
@@ -254,7 +254,7 @@ def test_scores_of_minus_infinity(isa, group):
             assert out.isnan().all() == (lse == -INF).all() == (finite is None)
 
 
-def test_weights_far_apart(isa):
+def test_weights_far_apart(bitmap_isa):
     """Maxima that grow from page to page, and scores whose exponential under- and overflows."""
     k = torch.zeros(1, 1, 700, 8)
     k[0, 0, :, 0] = torch.linspace(-300, 300, 700)
@@ -264,7 +264,7 @@ def test_weights_far_apart(isa):
         check_attention(Pool(k, v, 1, 8), q, torch.tensor([700]), scale=1.0)
 
 
-def test_threads_change_nothing(isa, threads):
+def test_threads_change_nothing(bitmap_isa, threads):
     k, v = (activations((2, 2, 1500, 64), "bfloat16", seed=j) for j in (1, 2))
     pool, q = Pool(k, v, 32, 19), activations((2, 8, 64), "bfloat16", seed=3)
     lengths = torch.tensor([1500, 700])
@@ -280,16 +280,18 @@ def test_threads_change_nothing(isa, threads):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_forced_kernel_is_the_one_named(isa, dtype):
-    for op in ("bitmap_kv_append", "bitmap_attention"):
+def test_the_forced_kernel_is_the_one_named(bitmap_isa, dtype):
+    attends = BITMAP_ISAS[bitmap_isa]
+    appends = {"x86_avx512vbmi2": "x86_avx512"}.get(attends, attends)
+    for op, file in (("bitmap_kv_append", appends), ("bitmap_attention", attends)):
         kernel = getattr(_core, f"{op}_kernel")(dtype)
-        assert kernel == f"{op}_{SHORT[dtype]}__{ISAS[isa]}"
+        assert kernel == f"{op}_{SHORT[dtype]}__{file}"
         for wrong in ("int8", "float64"):
             with pytest.raises(TypeError, match=f"{op}_kernel: dtype must be .*, got {wrong}"):
                 getattr(_core, f"{op}_kernel")(wrong)
 
 
-def test_a_corrupt_mask_is_found_and_harmless(isa):
+def test_a_corrupt_mask_is_found_and_harmless(bitmap_isa):
     k, v = (activations((1, 1, 64, 128), "bfloat16", seed=j) for j in (1, 2))
     pool = Pool(k, v, 4, 4)
     raw = pool.pages[int(pool.table[0, 0]), 0].view(torch.uint8)

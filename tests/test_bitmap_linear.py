@@ -13,7 +13,7 @@ import safetensors
 import sparsekern as sk
 import torch
 from checkpoint_models import rewrite
-from conftest import ISAS
+from conftest import BITMAP_ISAS
 from hypothesis import given, settings
 from products import check_product, run_packed
 from sparsekern import _core
@@ -41,14 +41,14 @@ def check(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") 
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_densities_and_dtypes(isa, dtype):
+def test_densities_and_dtypes(bitmap_isa, dtype):
     for density in (0.0, 0.05, 0.3, 0.5, 0.8, 1.0):
         packed = pack_bitmap(Spec(70, 200, density, dtype, seed=3))
         for x_rows in (1, 2, 5, 20):
             check(packed, activations((x_rows, 200), seed=x_rows))
 
 
-def test_row_counts(isa, threads):
+def test_row_counts(bitmap_isa, threads):
     packed = pack_bitmap(Spec(300, 300, 0.5, "bfloat16", seed=4))
     for x_rows in (1, 2, 3, 4, 7, 15, 16, 17, 33, 64, 65, 80, 100, 129, 200):
         check(packed, activations((x_rows, 300), seed=x_rows), activations((300,)))
@@ -56,7 +56,7 @@ def test_row_counts(isa, threads):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("x_dtype", X_DTYPES)
-def test_bias_and_activation(isa, activation, x_dtype):
+def test_bias_and_activation(bitmap_isa, activation, x_dtype):
     packed = pack_bitmap(Spec(77, 140, 0.5, "bfloat16", seed=6))
     bias = activations((77,), seed=1)
     for x_rows in (1, 5, 40):
@@ -67,13 +67,13 @@ def test_bias_and_activation(isa, activation, x_dtype):
 
 @settings(max_examples=40)
 @given(spec=specs(200))
-def test_any_matrix(isa, spec):
+def test_any_matrix(bitmap_isa, spec):
     packed = pack_bitmap(Spec(spec.rows, spec.cols, spec.density, spec.dtype, seed=spec.seed))
     for x_rows in (1, 6, 40):
         check(packed, activations((x_rows, spec.cols), seed=spec.seed))
 
 
-def test_leading_dimensions_and_strides(isa):
+def test_leading_dimensions_and_strides(bitmap_isa):
     packed = pack_bitmap(Spec(20, 33, 0.5))
     x = activations((2, 3, 33))
     check(packed, x)
@@ -85,7 +85,7 @@ def test_leading_dimensions_and_strides(isa):
 
 @pytest.mark.parametrize("x_rows", [1, 3, 40])
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-def test_a_pruned_weight_meets_nothing_and_a_kept_one_all(isa, value, x_rows):
+def test_a_pruned_weight_meets_nothing_and_a_kept_one_all(bitmap_isa, value, x_rows):
     """In x, and among the kept weights: what is kept is kept, what is not contributes nothing."""
     packed = pack_bitmap(Spec(40, 150, 0.5, seed=9))
     x = activations((x_rows, 150))
@@ -99,7 +99,7 @@ def test_a_pruned_weight_meets_nothing_and_a_kept_one_all(isa, value, x_rows):
     check(zero, x)
 
 
-def test_one_dense_slice_among_empty_ones(isa):
+def test_one_dense_slice_among_empty_ones(bitmap_isa):
     """Counts from 0 to 1024 in a slice, at the end of the values and in their middle."""
     w = torch.zeros(48, 256)
     w[16:32, 64:128] = activations((16, 64))
@@ -113,14 +113,14 @@ def test_one_dense_slice_among_empty_ones(isa):
             torch.testing.assert_close(y, x @ dense.T, rtol=1e-4, atol=1e-4)
 
 
-def test_names(isa):
+def test_names(bitmap_isa):
     packed = pack_bitmap(Spec(32, 32, 0.5, "bfloat16"))
     for x_rows, kind in ((1, "decode"), (1000, "batch")):
         name = _core.bitmap_kernel(packed.structure.numpy(), "bfloat16", x_rows)
-        assert name == f"bitmap_linear_bf16_{kind}__{ISAS[isa]}"
+        assert name == f"bitmap_linear_bf16_{kind}__{BITMAP_ISAS[bitmap_isa]}"
 
 
-def test_sums_have_one_order_whatever_the_threads(isa):
+def test_sums_have_one_order_whatever_the_threads(bitmap_isa):
     packed = pack_bitmap(Spec(530, 300, 0.5, "bfloat16"))
     before = torch.get_num_threads()
     try:

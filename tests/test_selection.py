@@ -13,7 +13,14 @@ import sys
 
 import pytest
 import torch
-from conftest import INT8_ISAS, INT8_KERNEL_FILES, ISAS, KERNEL_FILES
+from conftest import (
+    BITMAP_ISAS,
+    BITMAP_KERNEL_FILES,
+    INT8_ISAS,
+    INT8_KERNEL_FILES,
+    ISAS,
+    KERNEL_FILES,
+)
 from sparsekern import _core
 from strategies import DTYPES, Spec, activations, pack, run_linear
 
@@ -45,8 +52,10 @@ def run_python(isa: str, code: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_library_finds_what_the_operating_system_reports():
     """What conftest reads from /proc/cpuinfo and tests, the library detects; and nothing more."""
-    known = {"scalar"}.union(*KERNEL_FILES.values(), *INT8_KERNEL_FILES.values())
-    assert {name for name in _core.detected_isa() if name in known} == {*ISAS, *INT8_ISAS}
+    files = (KERNEL_FILES, INT8_KERNEL_FILES, BITMAP_KERNEL_FILES)
+    known = {"scalar"}.union(*(names for file in files for names in file.values()))
+    found = {name for name in _core.detected_isa() if name in known}
+    assert found == {*ISAS, *INT8_ISAS, *BITMAP_ISAS}
 
 
 def test_int8_activations_take_dot_products_for_batches(int8_isa):

@@ -240,6 +240,36 @@ TEST_P(BitmapLinearTest, AnyBitsAreSafe) {
   }
 }
 
+// Whatever a kernel scales weights or x by on the way.
+TEST_P(BitmapLinearTest, XOfAnyMagnitude) {
+  const ForcedIsa forced(GetParam());
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16, DType::kI8}) {
+    const BitmapCase c = MakeBitmapCase(20, 70, 0.5, dtype);
+    for (const int exponent : {-90, -60, 60, 66, 110}) {
+      for (const int64_t x_rows : {1, 3}) {
+        std::vector<float> x = RandomFloats(x_rows * 70, 7);
+        for (float& v : x) v = std::ldexp(v, exponent);
+        std::vector<float> y(static_cast<size_t>(x_rows * 20));
+        LinearArgs args;
+        args.x = x.data();
+        args.y = y.data();
+        args.x_rows = x_rows;
+        args.x_stride = 70;
+        args.y_stride = 20;
+        ASSERT_TRUE(BitmapLinear(c.Matrix(), args, Serial()).ok());
+        for (int64_t m = 0; m < x_rows; ++m) {
+          for (int64_t n = 0; n < 20; ++n) {
+            const Sum want = Dot(
+                c.dense, n, [&](int64_t k) { return x[static_cast<size_t>(m * 70 + k)]; }, nullptr);
+            ASSERT_NEAR(y[static_cast<size_t>(m * 20 + n)], want.value, 1e-5 * want.magnitude)
+                << Name(dtype) << " 2^" << exponent << " at " << m << ", " << n;
+          }
+        }
+      }
+    }
+  }
+}
+
 #if !defined(__wasm__)
 TEST_P(BitmapLinearTest, Threads) {
   const ForcedIsa forced(GetParam());

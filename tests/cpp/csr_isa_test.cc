@@ -24,7 +24,13 @@ std::string Conv2d(const Case& c, IsaMask mask) { return CsrConv2dKernelName(c.M
 TEST(CsrIsaTest, NoExpectedSetIsMissing) {
   std::string runnable = " ";
   for (const NamedIsa& isa : RunnableInt8Isas()) runnable += std::string(isa.name) + " ";
-  std::cout << "csr kernel sets tested:" << runnable << std::endl;
+  // Beyond those of csr.
+#define SPARSEKERN_BITMAP_KERNELS(isa_flag, isa_suffix)                                       \
+  if ((DetectedIsa() & isa_flag) != 0 && runnable.find(" " #isa_suffix " ") == runnable.npos) \
+    runnable += #isa_suffix " ";
+#include "ops/bitmap_linear/kernels.inc"
+#undef SPARSEKERN_BITMAP_KERNELS
+  std::cout << "kernel sets tested:" << runnable << std::endl;
   const char* expected = std::getenv("SPARSEKERN_TEST_ISAS");
   std::istringstream names(expected == nullptr ? "scalar" : expected);
   for (std::string name; names >> name;) {

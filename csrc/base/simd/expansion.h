@@ -13,12 +13,22 @@
 // so that the next values of any dtype are Spread(LoadAs<V, D>(p, 0), lanes), and p then moves by
 // CountKept. LoadAs reads kLanes elements, kept or not: memory behind the last must be readable.
 //
+// A vector type may have besides, for 64 columns at once,
+//
+//   SpreadWord<D>(p, word, out)  the values of dtype D from p on under the bits of a word, times
+//                                1 / kWordScale<D>, in an order of columns that Arrange<D> puts x
+//                                in
+//
+// with zeros that are multiplied, so that x must be finite and far from overflow.
+//
 // AVX-512 has an instruction for it (two slots of port 5, and one for the mask); the others permute
 // with a control from a table, eight lanes a time with AVX2, four with NEON and WebAssembly.
 #pragma once
 
 #include <cstdint>
 #include <utility>
+
+#include "sparsekern/dtype.h"
 
 namespace sparsekern {
 
@@ -69,6 +79,11 @@ static inline __attribute__((always_inline)) void Unroll(const F& f) {
     (f.template operator()<i>(), ...);
   }(std::make_integer_sequence<int, N>());
 }
+
+template <typename V, DType D>
+static constexpr bool kSpreadsWords = requires(const uint8_t* p, typename V::Reg (&out)[4]) {
+  V::template SpreadWord<D>(p, uint64_t{}, out);
+};
 
 template <typename V, int i>
 static constexpr uint32_t PieceBits(uint64_t word) {

@@ -90,6 +90,25 @@ struct Avx512 {
   }
   static int CountKept(uint32_t bits) { return __builtin_popcount(bits); }
 
+  // In lane i the sum of the lanes of r[i].
+  // Halves the number of vectors four times: single lanes, pairs, then parts of 128 bits.
+  static Reg SumRows(const Reg* r) {
+    Reg a[8], b[4], c[2];
+    for (int i = 0; i < 8; ++i) {
+      a[i] = Add(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]),
+                 _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+    }
+    for (int i = 0; i < 4; ++i) {
+      b[i] = Add(_mm512_mask_blend_ps(0xcccc, a[2 * i], a[2 * i + 1]),
+                 _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x4e));
+    }
+    for (int i = 0; i < 2; ++i) {
+      c[i] = Add(_mm512_mask_blend_ps(0xff00, b[2 * i], b[2 * i + 1]),
+                 _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x4e));
+    }
+    return Add(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
+  }
+
   static void Transpose(Reg* r) {
     // Pairs, then quads of floats inside 128-bit parts, then the parts: 64 shuffles.
     Reg a[16], b[16];

@@ -30,6 +30,15 @@ const BitmapAttentionKernels& SelectKernels(IsaMask mask) {
   return kBitmapAttentionKernels_scalar;
 }
 
+// Not always that of its tile kernels.
+const char* KernelSet(IsaMask mask) {
+#define SPARSEKERN_BITMAP_ATTENTION_KERNELS(isa_flag, isa_suffix) \
+  if ((mask & isa_flag) != 0) return #isa_suffix;
+#include "ops/bitmap_attention/kernels.inc"
+#undef SPARSEKERN_BITMAP_ATTENTION_KERNELS
+  return "scalar";
+}
+
 // What every piece of work of a call shares.
 struct Call {
   const BitmapAttentionKernels& kernels;
@@ -125,6 +134,8 @@ class Part {
       ToFloat(q + g * head_dim * Element(), row);
       for (int64_t c = 0; c < head_dim; ++c) finite_ = finite_ && std::isfinite(row[c]);
     }
+    // ExactScores meets channels as they are.
+    for (int64_t g = 0; finite_ && g < call.group; ++g) Arrange(q_ + g * call.stride);
   }
 
   // Tokens in the pages.
@@ -142,12 +153,12 @@ class Part {
   void Window(int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; t += kKeptTokens) {
       const int tokens = static_cast<int>(std::min<int64_t>(kKeptTokens, end - t));
-      Gather(call_.a.window_k, t, tokens);
+      Gather(call_.a.window_k, t, tokens, finite_);
       for (int64_t c = 0; c < call_.chunks; ++c) {
         call_.kernels.dense_scores[Index(c)](kept_, tokens, Q(c), call_.stride, Scores(c));
         Softmax(c, tokens);
       }
-      Gather(call_.a.window_v, t, tokens);
+      Gather(call_.a.window_v, t, tokens, true);
       for (int64_t c = 0; c < call_.chunks; ++c) {
         call_.kernels.dense_values[Index(c)](kept_, tokens, Scores(c), call_.stride, Acc(c));
       }
@@ -172,7 +183,12 @@ class Part {
                                         call_.stride);
   }
 
-  void Gather(const void* window, int64_t begin, int tokens) const {
+  void Arrange(float* row) const {
+    const KvOrderFn arrange = call_.kernels.arrange[static_cast<int>(call_.a.dtype)];
+    if (arrange != nullptr) arrange(row, static_cast<int>(call_.pages.layout.head_dim));
+  }
+
+  void Gather(const void* window, int64_t begin, int tokens, bool arranged) const {
     const int64_t head_dim = call_.pages.layout.head_dim;
     const auto* slots = static_cast<const uint8_t*>(window) + (b_ * call_.pages.kv_heads + h_) *
                                                                   call_.a.window_slots * head_dim *
@@ -181,6 +197,7 @@ class Part {
       float* row = kept_ + t * call_.stride;
       ToFloat(slots + (begin + t) % call_.a.window_slots * head_dim * Element(), row);
       std::fill(row + head_dim, row + call_.stride, 0.0f);
+      if (arranged) Arrange(row);
     }
   }
 
@@ -265,6 +282,8 @@ void Merge(const Call& call, const float* parts, int64_t count, int64_t b, int64
       total += sum(i) * factor;
       for (int64_t c = 0; c < head_dim; ++c) row[c] += acc[c] * factor;
     }
+    const KvOrderFn restore = call.kernels.restore[static_cast<int>(call.a.dtype)];
+    if (restore != nullptr) restore(row, static_cast<int>(head_dim));
     const int64_t head = b * call.a.heads + h * call.group + g;
     // No score beyond -inf: the softmax of nothing, zeros, or of -inf alone, which is 0 / 0.
     const bool empty = most == kLowest && !std::isnan(total);
@@ -364,8 +383,7 @@ Status BitmapAttention(const BitmapKvPages& p, const BitmapAttentionArgs& a,
 }
 
 std::string BitmapAttentionKernelName(DType dtype, IsaMask mask) {
-  return std::string("bitmap_attention_") + ShortName(dtype) + "__" +
-         SelectKernels(mask).tiles.isa_name;
+  return std::string("bitmap_attention_") + ShortName(dtype) + "__" + KernelSet(mask);
 }
 
 }  // namespace sparsekern

@@ -10,7 +10,7 @@
 //
 // With AVX-512 and 16-bit values, 16 channels take about nine slots of the two ports that both
 // expand and multiply: one to widen, one to shift, two to expand, one or two for the mask, four
-// multiply-adds.
+// multiply-adds. With VBMI2 they are six and a half (vector_x86_avx512vbmi2.h).
 #pragma once
 
 #include <cstdint>
@@ -66,23 +66,30 @@ static void KvScores(const KvRows& rows, int begin, int end, const float* q, int
         const uint8_t* values = rows.values + (t + i) * rows.keep * kBytesOf<D>;
         const uint8_t* mask = rows.masks + (t + i) * row_mask;
         float* row = Keep ? kept + (t + i - begin) * stride : nullptr;
+        const auto multiply = [&](int c, typename V::Reg x) __attribute__((always_inline)) {
+          for (int h = 0; h < H; ++h) acc[h] = V::Fma(x, V::Load(q + h * stride + c), acc[h]);
+          if constexpr (Keep) V::Store(row + c, x);
+        };
         const auto add = [&](int c, const uint8_t* from, typename V::Lanes lanes)
                              __attribute__((always_inline)) {
-                               const typename V::Reg x = V::Spread(LoadAs<V, D>(from, 0), lanes);
-                               for (int h = 0; h < H; ++h) {
-                                 acc[h] = V::Fma(x, V::Load(q + h * stride + c), acc[h]);
-                               }
-                               if constexpr (Keep) V::Store(row + c, x);
+                               multiply(c, V::Spread(LoadAs<V, D>(from, 0), lanes));
                              };
         __builtin_prefetch(values + 2048);
         __builtin_prefetch(values + 2048 + 64);
         for (int c = 0; c < whole; c += kWordColumns) {
           uint64_t word;
           std::memcpy(&word, mask + c / 8, sizeof word);
-          Unroll<kPieces<V>>([&]<int p>() __attribute__((always_inline)) {
-            add(c + p * V::kLanes, values + KvKeptBelow<V, p>(word) * kBytesOf<D>,
-                V::template Piece<p>(&word));
-          });
+          if constexpr (kSpreadsWords<V, D>) {
+            typename V::Reg x[kPieces<V>];
+            V::template SpreadWord<D>(values, word, x);
+            Unroll<kPieces<V>>(
+                [&]<int p>() __attribute__((always_inline)) { multiply(c + p * V::kLanes, x[p]); });
+          } else {
+            Unroll<kPieces<V>>([&]<int p>() __attribute__((always_inline)) {
+              add(c + p * V::kLanes, values + KvKeptBelow<V, p>(word) * kBytesOf<D>,
+                  V::template Piece<p>(&word));
+            });
+          }
           values += __builtin_popcountll(word) * kBytesOf<D>;
         }
         for (int c = whole; c < rows.head_dim; c += V::kLanes) {
@@ -124,18 +131,27 @@ static inline void KvValuesBlock(const KvRows& rows, int begin, int end, int c, 
     offset[t - begin] = static_cast<uint16_t>(offset[t - begin] + __builtin_popcountll(word));
     typename V::Reg weight[H];
     for (int h = 0; h < H; ++h) weight[h] = V::Set1(p[(t - begin) * H + h]);
-    Unroll<N>([&]<int n>() __attribute__((always_inline)) {
-      const uint8_t* from = values + KvKeptBelow<V, n>(word) * kBytesOf<D>;
-      typename V::Lanes lanes;
-      if constexpr (kBits == kWordColumns) {
-        lanes = V::template Piece<n>(&word);
-      } else {
-        lanes = V::LanesOf(PieceBits<V, n>(word));
+    if constexpr (kBits == kWordColumns && kSpreadsWords<V, D>) {
+      typename V::Reg x[N];
+      V::template SpreadWord<D>(values, word, x);
+      for (int n = 0; n < N; ++n) {
+        for (int h = 0; h < H; ++h) sum[h][n] = V::Fma(x[n], weight[h], sum[h][n]);
+        if constexpr (Keep) V::Store(kept + (t - begin) * stride + c + n * V::kLanes, x[n]);
       }
-      const typename V::Reg x = V::Spread(LoadAs<V, D>(from, 0), lanes);
-      for (int h = 0; h < H; ++h) sum[h][n] = V::Fma(x, weight[h], sum[h][n]);
-      if constexpr (Keep) V::Store(kept + (t - begin) * stride + c + n * V::kLanes, x);
-    });
+    } else {
+      Unroll<N>([&]<int n>() __attribute__((always_inline)) {
+        const uint8_t* from = values + KvKeptBelow<V, n>(word) * kBytesOf<D>;
+        typename V::Lanes lanes;
+        if constexpr (kBits == kWordColumns) {
+          lanes = V::template Piece<n>(&word);
+        } else {
+          lanes = V::LanesOf(PieceBits<V, n>(word));
+        }
+        const typename V::Reg x = V::Spread(LoadAs<V, D>(from, 0), lanes);
+        for (int h = 0; h < H; ++h) sum[h][n] = V::Fma(x, weight[h], sum[h][n]);
+        if constexpr (Keep) V::Store(kept + (t - begin) * stride + c + n * V::kLanes, x);
+      });
+    }
   }
   for (int h = 0; h < H; ++h) {
     for (int n = 0; n < N; ++n) V::Store(acc + h * stride + c + n * V::kLanes, sum[h][n]);
@@ -290,7 +306,9 @@ static constexpr BitmapAttentionKernels MakeBitmapAttentionKernels(const TileKer
                                 SPARSEKERN_KV_BY_DTYPE(KvValues, V, kKvChunk, true),
                                 {KvDenseScores<V, 1>, KvDenseScores<V, kKvChunk>},
                                 {KvDenseValues<V, 1>, KvDenseValues<V, kKvChunk>},
-                                {KvSoftmax<V, 1>, KvSoftmax<V, kKvChunk>}};
+                                {KvSoftmax<V, 1>, KvSoftmax<V, kKvChunk>},
+                                {},
+                                {}};
 }
 
 #undef SPARSEKERN_KV_BY_DTYPE

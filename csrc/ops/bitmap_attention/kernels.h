@@ -40,6 +40,8 @@ using KvDenseValuesFn = void (*)(const float* kept, int tokens, const float* p, 
 // sum.
 using KvSoftmaxFn = void (*)(float* s, int tokens, float scale, float softcap, float* m, float* sum,
                              float* acc, int64_t stride);
+// Puts the channels of a row into the order that the kernels have them in, or back.
+using KvOrderFn = void (*)(float* row, int head_dim);
 
 // One row of kernels.inc. [0]: one head, [1]: four; the kernels that keep rows are for four.
 struct BitmapAttentionKernels {
@@ -51,6 +53,10 @@ struct BitmapAttentionKernels {
   KvDenseScoresFn dense_scores[kKvChunkSizes];
   KvDenseValuesFn dense_values[kKvChunkSizes];
   KvSoftmaxFn softmax[kKvChunkSizes];
+  // [DType]: q, acc and expanded rows are in an order of channels of their own; nullptr: they are
+  // not.
+  KvOrderFn arrange[3];
+  KvOrderFn restore[3];
 };
 
 #define SPARSEKERN_BITMAP_ATTENTION_KERNELS(isa_flag, isa_suffix) \

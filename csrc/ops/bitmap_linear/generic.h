@@ -5,7 +5,8 @@
 // kept. A slice, 16 rows times 64 columns, loads its word of x once; per row the kept values, which
 // lie one behind the other, are expanded under the bits. On AVX-512 that is 3.5 slots of port 5 for
 // 16 weights, kept or not (widen 1, expand 2, half of the masks 1), the limit where the bytes are
-// fewer.
+// fewer. VBMI2 expands before it widens: 16 weights take 3.5 slots of ports 0 and 5 together in
+// bf16 and 3.75 in int8 (vector_x86_avx512vbmi2.h), multiplications included.
 //
 // Batches are bound by multiply-adds: the bits of a slice become column numbers once, and each kept
 // weight is broadcast to all rows of x, as csr does.
@@ -40,6 +41,10 @@ static inline const uint64_t* WordsOf(const uint8_t* bitmap, uint64_t* copy) {
 
 // The values of one slice after the other, such that whole vectors may be read from any of them on:
 // in the array, or, near its end, in a copy with zeros behind.
+// Elements from a value on that are read at once.
+template <typename V, DType D>
+static constexpr int kReads = kSpreadsWords<V, D> ? 64 / static_cast<int>(kBytesOf<D>) : V::kLanes;
+
 template <typename V, DType D>
 class SliceValues {
  public:
@@ -47,7 +52,7 @@ class SliceValues {
 
   const uint8_t* Begin(const uint64_t* words) {
     // So many a slice can hold at most: only the last slices need to be counted.
-    in_place_ = values_.left >= kSliceValues + V::kLanes;
+    in_place_ = values_.left >= kSliceValues + kReads<V, D>;
     if (in_place_) return values_.next;
     const int64_t count = CountWords(words);
     const int64_t present = count < values_.left ? count : values_.left;
@@ -70,11 +75,11 @@ class SliceValues {
  private:
   BitmapValues values_;
   bool in_place_ = false;
-  alignas(64) uint8_t copy_[(kSliceValues + V::kLanes) * kBytesOf<D>];
+  alignas(64) uint8_t copy_[(kSliceValues + kReads<V, D>)*kBytesOf<D>];
 };
 
 // Sums of 16 rows, kLanes lanes each, rows `stride` floats apart, to y[16].
-template <typename V>
+template <typename V, DType D>
 static inline void StoreSums(const float* sums, int64_t stride, float* y) {
   for (int r = 0; r < kBitmapLanes; r += V::kLanes) {
     typename V::Reg lanes[V::kLanes];
@@ -82,6 +87,9 @@ static inline void StoreSums(const float* sums, int64_t stride, float* y) {
     V::Transpose(lanes);
     for (int half = V::kLanes / 2; half > 0; half /= 2) {
       for (int i = 0; i < half; ++i) lanes[i] = V::Add(lanes[i], lanes[i + half]);
+    }
+    if constexpr (kSpreadsWords<V, D>) {
+      lanes[0] = V::Mul(lanes[0], V::Set1(V::template kWordScale<D>));
     }
     V::Store(y + r, lanes[0]);
   }
@@ -118,6 +126,15 @@ static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int,
     const uint8_t* p = values.Begin(words);
     const auto row = [&](int r, Reg sum) __attribute__((always_inline)) {
       PrefetchRow<D>(p);
+      if constexpr (kSpreadsWords<V, D>) {
+        Reg weights[kPieces<V>];
+        V::template SpreadWord<D>(p, words[r], weights);
+        for (int i = 0; i < kPieces<V>; ++i) {
+          sum = V::Fma(weights[i], V::Load(x + i * V::kLanes), sum);
+        }
+        p += __builtin_popcountll(words[r]) * kBytesOf<D>;
+        return sum;
+      }
       Unroll<kPieces<V>>([&]<int i>() __attribute__((always_inline)) {
         const typename V::Lanes lanes = V::template Piece<i>(words + r);
         const Reg weights = V::Spread(LoadAs<V, D>(p, 0), lanes);
@@ -141,7 +158,7 @@ static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int,
   if constexpr (kInRegisters) {
     for (int r = 0; r < kBitmapLanes; ++r) V::Store(sums + r * V::kLanes, acc[r]);
   }
-  StoreSums<V>(sums, V::kLanes, y);
+  StoreSums<V, D>(sums, V::kLanes, y);
 }
 
 // Two to sixteen rows of x: a row of W is expanded once for all of them.
@@ -163,18 +180,27 @@ static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_
     for (int r = 0; r < kBitmapLanes; ++r) {
       PrefetchRow<D>(p);
       Reg weights[kPieces<V>];
-      typename V::Lanes lanes[kPieces<V>];
-      Unroll<kPieces<V>>([&]<int i>() __attribute__((always_inline)) {
-        lanes[i] = V::template Piece<i>(words + r);
-        weights[i] = V::Spread(LoadAs<V, D>(p, 0), lanes[i]);
-        p += V::CountKept(PieceBits<V, i>(words[r])) * kBytesOf<D>;
-      });
+      [[maybe_unused]] typename V::Lanes lanes[kPieces<V>];
+      if constexpr (kSpreadsWords<V, D>) {
+        V::template SpreadWord<D>(p, words[r], weights);
+        p += __builtin_popcountll(words[r]) * kBytesOf<D>;
+      } else {
+        Unroll<kPieces<V>>([&]<int i>() __attribute__((always_inline)) {
+          lanes[i] = V::template Piece<i>(words + r);
+          weights[i] = V::Spread(LoadAs<V, D>(p, 0), lanes[i]);
+          p += V::CountKept(PieceBits<V, i>(words[r])) * kBytesOf<D>;
+        });
+      }
       const float* xm = x;
       float* sum = sums + r * stride;
       for (int m = 0; m < x_rows; ++m, xm += x_stride, sum += V::kLanes) {
         Reg total = V::Load(sum);
         Unroll<kPieces<V>>([&]<int i>() __attribute__((always_inline)) {
-          total = V::FmaKept(weights[i], V::Load(xm + i * V::kLanes), total, lanes[i]);
+          if constexpr (kSpreadsWords<V, D>) {
+            total = V::Fma(weights[i], V::Load(xm + i * V::kLanes), total);
+          } else {
+            total = V::FmaKept(weights[i], V::Load(xm + i * V::kLanes), total, lanes[i]);
+          }
         });
         V::Store(sum, total);
       }
@@ -183,7 +209,9 @@ static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_
     bitmap += kBitmapLanes * sizeof(uint64_t);
     x += kBitmapWord;
   }
-  for (int m = 0; m < x_rows; ++m) StoreSums<V>(sums + m * V::kLanes, stride, y + m * y_stride);
+  for (int m = 0; m < x_rows; ++m) {
+    StoreSums<V, D>(sums + m * V::kLanes, stride, y + m * y_stride);
+  }
 }
 
 // columns[bits]: which of eight are set, ascending, a byte each, lowest byte first.
@@ -311,7 +339,8 @@ static constexpr BitmapKernels MakeBitmapKernels(const TileKernels& tiles, int m
                         BitmapDecodeFew<V, DType::kF16>, BitmapDecodeFew<V, DType::kI8>},
                        {BitmapBatch<V, V::kBatchVectors[0]>, BitmapBatch<V, V::kBatchVectors[1]>,
                         BitmapBatch<V, V::kBatchVectors[2]>, BitmapBatch<V, V::kBatchVectors[3]>,
-                        BitmapBatch<V, V::kBatchVectors[4]>}};
+                        BitmapBatch<V, V::kBatchVectors[4]>},
+                       {}};
 }
 
 }  // namespace sparsekern

@@ -34,6 +34,17 @@ using BitmapBatchFn = void (*)(const uint8_t* slice, DType dtype, ExpandFn expan
 
 static constexpr int kBitmapMaxDecodeRows = 16;
 
+// Puts a row of x, whole words, into the order that a decode kernel likes. False, and x lost,
+// unless every element is finite and at most 2^64 by magnitude: pruned weights are multiplied as
+// zeros.
+using BitmapArrangeFn = bool (*)(float* x, int64_t words);
+// Decode kernels for arranged x; all nullptr where there is none for a dtype of values.
+struct BitmapArranged {
+  BitmapArrangeFn arrange[4];  // [DType]
+  BitmapDecodeFn decode[4];
+  BitmapDecodeFn few[4];
+};
+
 // One row of kernels.inc.
 struct BitmapKernels {
   const TileKernels& tiles;
@@ -41,6 +52,7 @@ struct BitmapKernels {
   BitmapDecodeFn decode[4];           // [DType], one row of x
   BitmapDecodeFn few[4];              // [DType], more
   BitmapBatchFn batch[kBatchWidths];  // of tiles.widths
+  BitmapArranged arranged;
 };
 
 #define SPARSEKERN_BITMAP_KERNELS(isa_flag, isa_suffix) \

@@ -48,6 +48,15 @@ int64_t PanelCut(const BitmapStructure& s, int64_t element, int64_t part, int64_
   return low;
 }
 
+// Not always that of its tile kernels.
+const char* KernelSet(IsaMask mask) {
+#define SPARSEKERN_BITMAP_KERNELS(isa_flag, isa_suffix) \
+  if ((mask & isa_flag) != 0) return #isa_suffix;
+#include "ops/bitmap_linear/kernels.inc"
+#undef SPARSEKERN_BITMAP_KERNELS
+  return "scalar";
+}
+
 Status Decode(const BitmapKernels& kernels, const BitmapMatrix& w, const LinearArgs& a,
               const ParallelFor& parallel_for) {
   const BitmapStructure& s = w.structure;
@@ -59,13 +68,20 @@ Status Decode(const BitmapKernels& kernels, const BitmapMatrix& w, const LinearA
   const int64_t x_stride = PaddedCols(s) + kBitmapWord;
   const Scratch x(x_stride * rows);  // fp32
   if (x.data() == nullptr) return OutOfScratch(kOp);
-  for (int m = 0; m < rows; ++m) {
+  const auto load = [&](int m) {
     float* row = x.data() + m * x_stride;
     tiles.expand[dtype](RowAt(a, m), s.cols, row);
     std::memset(row + s.cols, 0, sizeof(float) * static_cast<size_t>(x_stride - s.cols));
-  }
+    return row;
+  };
   const int values = static_cast<int>(w.dtype);
-  const BitmapDecodeFn product = rows == 1 ? kernels.decode[values] : kernels.few[values];
+  const BitmapArrangeFn arrange = kernels.arranged.arrange[values];
+  bool arranged = arrange != nullptr;
+  for (int m = 0; arranged && m < rows; ++m) arranged = arrange(load(m), s.words);
+  for (int m = 0; !arranged && m < rows; ++m) load(m);
+  const auto& one = arranged ? kernels.arranged.decode : kernels.decode;
+  const auto& few = arranged ? kernels.arranged.few : kernels.few;
+  const BitmapDecodeFn product = rows == 1 ? one[values] : few[values];
   const auto element = static_cast<int64_t>(SizeOf(w.dtype));
   const int64_t parts = std::min<int64_t>(parallel_for.threads, s.panels);
   ForEachRange(parallel_for, parts, [&](int64_t begin, int64_t end) {
@@ -142,7 +158,7 @@ const BitmapKernels& SelectBitmapKernels(IsaMask mask) {
 std::string BitmapLinearKernelName(const BitmapMatrix& w, int64_t x_rows, IsaMask mask) {
   const BitmapKernels& kernels = SelectBitmapKernels(mask);
   return std::string("bitmap_linear_") + ShortName(w.dtype) +
-         (x_rows <= kernels.max_decode_rows ? "_decode__" : "_batch__") + kernels.tiles.isa_name;
+         (x_rows <= kernels.max_decode_rows ? "_decode__" : "_batch__") + KernelSet(mask);
 }
 
 Status BitmapLinear(const BitmapMatrix& w, const LinearArgs& args,
