@@ -1,26 +1,17 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Runs a program on a processor that this machine lacks: Bochs emulates a Tiger Lake (AVX-512 with
-# VBMI2), which boots Debian's kernel with the program as all there is beside busybox.
+# VBMI2), which boots Linux with the program as all there is beside busybox.
 #
-#   bochs.sh <folder to work in> <statically linked program> <arguments...>
+#   bochs.sh <folder to work in> <kernel> <statically linked program> <arguments...>
 #
 # Answers with the program's exit state; its output, the guest's console, is passed through. The
 # environment variable SPARSEKERN_TEST_ISAS goes along. Needs bochs, bochs-term, bochsbios, vgabios,
-# busybox-static, isolinux, genisoimage and apt-get.
+# busybox-static, isolinux, syslinux-common and genisoimage.
 set -euo pipefail
-folder=$1 program=$2
-shift 2
+folder=$1 kernel=$(realpath "$2") program=$(realpath "$3")
+shift 3
 mkdir -p "$folder" && cd "$folder"
-# Nothing is installed: the kernel is taken out of its package.
-if ! compgen -G "kernel/boot/vmlinuz-*" >/dev/null; then
-  package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends:/ { print $2; exit }')
-  [[ -n $package ]] || { echo "apt knows no linux-image-cloud-amd64" >&2; exit 1; }
-  rm -f ./*.deb
-  apt-get -qq download "$package" 2>/dev/null
-  dpkg -x ./"$package"_*.deb kernel
-fi
-
 rm -rf iso root
 mkdir -p iso root/bin root/proc root/dev
 cp /bin/busybox root/bin/
@@ -38,7 +29,7 @@ strip -o root/program "$program"
 } >root/init
 chmod +x root/init
 (cd root && find . | busybox cpio -o -H newc 2>/dev/null | gzip -1) >iso/initrd
-cp kernel/boot/vmlinuz-* iso/linux
+cp "$kernel" iso/linux
 cp /usr/lib/ISOLINUX/isolinux.bin /usr/lib/syslinux/modules/bios/ldlinux.c32 iso/
 # What Bochs 2.7 has, but not as Linux expects it: XSAVE in compact form, protection keys (they would
 # cost AVX), RDPID.

@@ -28,7 +28,7 @@ struct Avx512Vbmi2 : Avx512 {
       out[0] = _mm512_cvtepi32_ps(_mm512_slli_epi32(v, 24));
       out[1] = _mm512_cvtepi32_ps(_mm512_shuffle_epi8(v, ToTop(1)));
       out[2] = _mm512_cvtepi32_ps(_mm512_shuffle_epi8(v, ToTop(2)));
-      out[3] = _mm512_cvtepi32_ps(_mm512_and_si512(v, _mm512_set1_epi32(-1 << 24)));
+      out[3] = _mm512_cvtepi32_ps(_mm512_and_si512(v, _mm512_set1_epi32(-0x1000000)));
       return;
     }
     const auto low = static_cast<uint32_t>(word);
@@ -39,7 +39,7 @@ struct Avx512Vbmi2 : Avx512 {
         _mm512_maskz_expand_epi16(high, Bytes(p + 2 * __builtin_popcount(low)))};
     for (int i = 0; i < 2; ++i) {
       if constexpr (D == DType::kBF16) {
-        const __m512i upper = _mm512_and_si512(half[i], _mm512_set1_epi32(-1 << 16));
+        const __m512i upper = _mm512_and_si512(half[i], _mm512_set1_epi32(-0x10000));
         out[2 * i] = _mm512_castsi512_ps(_mm512_slli_epi32(half[i], 16));
         out[2 * i + 1] = _mm512_castsi512_ps(upper);
       } else {
