@@ -144,13 +144,13 @@ TEST(CudaNmPlan, InfersThePatternFromSizes) {
   for (const Pattern pattern : kPatterns) {
     for (const int64_t cols : {1, 4, 7, 16, 33, 64, 129, 1000}) {
       const Packed p = Pack(17, cols, pattern, DType::kF32);
-      const NmProblem problem{1,
-                              17,
-                              cols,
-                              static_cast<int64_t>(p.values.size()),
-                              static_cast<int64_t>(p.structure.size()),
-                              DType::kF32,
-                              DType::kF32};
+      const LinearProblem problem{1,
+                                  17,
+                                  cols,
+                                  static_cast<int64_t>(p.values.size()),
+                                  static_cast<int64_t>(p.structure.size()),
+                                  DType::kF32,
+                                  DType::kF32};
       int window = -1, steps_per_window = -1;
       ASSERT_TRUE(InferNmPattern(problem, &window, &steps_per_window));
       if (window == 0) {
@@ -159,15 +159,15 @@ TEST(CudaNmPlan, InfersThePatternFromSizes) {
         EXPECT_EQ(window, p.layout.window);
         EXPECT_EQ(steps_per_window, p.layout.steps_per_window);
       }
-      NmProblem wrong = problem;
+      LinearProblem wrong = problem;
       wrong.structure_bytes += 32;
       EXPECT_FALSE(InferNmPattern(wrong, &window, &steps_per_window));
     }
   }
 }
 
-NmProblem ProblemOf(int64_t x_rows, int64_t rows, int64_t cols, Pattern pattern, DType x,
-                    DType values) {
+LinearProblem ProblemOf(int64_t x_rows, int64_t rows, int64_t cols, Pattern pattern, DType x,
+                        DType values) {
   const int window = pattern.m <= 4 ? 4 : pattern.m <= 16 ? 16 : 32;
   const NmLayout s = NmLayoutOf(rows, cols, window, window / pattern.m * pattern.n, 0, 0);
   return {x_rows,
@@ -180,7 +180,7 @@ NmProblem ProblemOf(int64_t x_rows, int64_t rows, int64_t cols, Pattern pattern,
 }
 
 TEST(CudaNmPlan, ChoosesByRowsPatternDtypeAndDevice) {
-  constexpr NmDevice kHopper = {132, 232448}, kAda = {128, 101376};
+  constexpr DeviceLimits kHopper = {132, 232448}, kAda = {128, 101376};
   const auto kernel = [&](int64_t x_rows, Pattern pattern, DType x, DType values) {
     return PlanNmLinear(ProblemOf(x_rows, 8192, 8192, pattern, x, values), kHopper).kernel;
   };
@@ -199,7 +199,7 @@ TEST(CudaNmPlan, ChoosesByRowsPatternDtypeAndDevice) {
     EXPECT_EQ(kernel(17, pattern, DType::kBF16, DType::kF16), NmKernel::kFma);
     EXPECT_EQ(kernel(17, pattern, DType::kF32, DType::kBF16), NmKernel::kFma);
   }
-  const auto tile = [](int64_t x_rows, int64_t rows, NmDevice device) {
+  const auto tile = [](int64_t x_rows, int64_t rows, DeviceLimits device) {
     return PlanNmLinear(ProblemOf(x_rows, rows, 4096, {2, 4}, DType::kBF16, DType::kBF16), device)
         .features;
   };
@@ -220,7 +220,7 @@ TEST(CudaNmPlan, DecodeFillsTheDeviceAndBoundsItsParts) {
         ASSERT_EQ(plan.kernel, NmKernel::kDecode);
         EXPECT_GE(plan.parts, 1);
         EXPECT_LE(plan.parts, kNmMaxParts);
-        EXPECT_LE(plan.parts, NmDivideUp(cols, kDecodeSplitCols));
+        EXPECT_LE(plan.parts, DivideUp(cols, kDecodeSplitCols));
         EXPECT_LE(plan.rows_of_x, kNmDecodeRowsAtOnce);
       }
     }
@@ -249,7 +249,7 @@ TEST(CudaNmIndex, TilesAreEachTakenOnce) {
     for (const int64_t tokens : {1, 2, 13}) {
       std::set<std::pair<int64_t, int64_t>> seen;
       for (int64_t b = 0; b < features * tokens; ++b) {
-        const NmTile t = TileOfBlock(b, features, tokens);
+        const ResultTile t = TileOfBlock(b, features, tokens);
         EXPECT_TRUE(t.feature >= 0 && t.feature < features && t.token >= 0 && t.token < tokens);
         seen.insert({t.feature, t.token});
       }
@@ -345,8 +345,7 @@ TEST(CudaNmTiles, OffsetsAreAPermutationWithoutBankConflicts) {
   for (const int features : {128, 256}) {
     std::set<int> banks;
     for (int lane = 0; lane < 32; ++lane) {
-      banks.insert((ResultToken(lane, 0) * SparseResultStride(features) + ResultFeature(lane, 0)) %
-                   32);
+      banks.insert((ResultToken(lane, 0) * ResultStride(features) + ResultFeature(lane, 0)) % 32);
     }
     EXPECT_EQ(banks.size(), 32u);
   }
@@ -460,7 +459,7 @@ class CudaNmSparse : public ::testing::TestWithParam<std::tuple<Shape, int, int>
 TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
   const auto [shape, m, tile_index] = GetParam();
   const auto [x_rows, rows, cols] = shape;
-  const SparseTile tile = kSparseTiles[tile_index];
+  const TileSize tile = kSparseTiles[tile_index];
   const Packed p = Pack(rows, cols, {m / 2, m}, DType::kBF16);
   const NmLayout& s = p.layout;
   ASSERT_EQ(s.window, 4);
@@ -470,12 +469,12 @@ TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
 
   const int panels = tile.features / kNmPanelRows;
   const int words_at = panels * kPanelTileBytes, x_at = words_at + panels * 2 * kNmPanelRows * 4;
-  const int64_t feature_tiles = NmDivideUp(rows, tile.features);
-  const int64_t token_tiles = NmDivideUp(x_rows, tile.rows_of_x);
+  const int64_t feature_tiles = DivideUp(rows, tile.features);
+  const int64_t token_tiles = DivideUp(x_rows, tile.rows_of_x);
   for (int64_t block = 0; block < feature_tiles * token_tiles; ++block) {
-    const NmTile at = TileOfBlock(block, feature_tiles, token_tiles);
+    const ResultTile at = TileOfBlock(block, feature_tiles, token_tiles);
     std::vector<float> result(static_cast<size_t>(tile.features * tile.rows_of_x), 0.0f);
-    for (int64_t k = 0; k < NmDivideUp(cols, kTileCols); ++k) {
+    for (int64_t k = 0; k < DivideUp(cols, kTileCols); ++k) {
       std::vector<uint8_t> shared(
           static_cast<size_t>(SparseStageBytes(tile.features, tile.rows_of_x)), 0xee);
       for (int c = 0; c < panels * kTileSteps * 2; ++c) {
@@ -573,7 +572,7 @@ TEST_P(CudaNmPattern, ExpandedTilesMultiplyToTheProduct) {
     const int tile_steps = kTileCols / s.window * s.steps_per_window;
     const int fields = 32 / s.field_bits;
     for (int64_t first_row = 0; first_row < x_rows; first_row += kTile) {
-      for (int64_t k = 0; k < NmDivideUp(cols, kTileCols); ++k) {
+      for (int64_t k = 0; k < DivideUp(cols, kTileCols); ++k) {
         std::vector<uint8_t> shared(2 * kTile * kTileCols * 2, 0);
         const int x_at = kTile * kTileCols * 2;
         for (int panel = 0; panel < kTile / kNmPanelRows && panel < s.panels; ++panel) {
@@ -693,7 +692,7 @@ TEST_P(CudaNmPattern, TilesOf32ColumnsRebuildTheMatrix) {
   const int tile_steps = 32 / s.window * s.steps_per_window, fields = 32 / s.field_bits;
   std::vector<float> dense(p.dense.size(), 0.0f);
   for (int64_t panel = 0; panel < s.panels; ++panel) {
-    for (int64_t k = 0; k < NmDivideUp(p.cols, 32); ++k) {
+    for (int64_t k = 0; k < DivideUp(p.cols, 32); ++k) {
       for (int j = 0; j < tile_steps && k * tile_steps + j < s.steps; ++j) {
         const int64_t step = k * tile_steps + j;
         for (int row = 0; row < kNmPanelRows; ++row) {
