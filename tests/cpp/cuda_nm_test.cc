@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "csr_case.h"
+#include "cuda_fragments.h"
 #include "ops/nm_linear/cuda_index.h"
 #include "ops/nm_linear/cuda_plan.h"
 #include "sparsekern/nm.h"
@@ -69,13 +70,6 @@ Packed Pack(int64_t rows, int64_t cols, Pattern pattern, DType dtype, uint64_t s
                           packer.value_count(), rows, cols);
   EXPECT_TRUE(p.layout.consistent);
   return p;
-}
-
-std::vector<float> SmallIntegers(int64_t count, uint64_t seed) {
-  std::vector<float> out(static_cast<size_t>(count));
-  Random random(seed);
-  for (float& v : out) v = static_cast<float>(random.Below(17) - 8);
-  return out;
 }
 
 // [x_rows][rows]
@@ -213,7 +207,7 @@ TEST(CudaNmPlan, ChoosesByRowsPatternDtypeAndDevice) {
 TEST(CudaNmPlan, DecodeFillsTheDeviceAndBoundsItsParts) {
   for (const int64_t rows : {1, 300, 8192, 200000}) {
     for (const int64_t cols : {16, 700, 8192, 28672, 1 << 20}) {
-      for (const int64_t x_rows : {1, 2, 3, 7, 16}) {
+      for (const int64_t x_rows : {0, 1, 2, 3, 7, 16}) {
         const NmPlan plan = PlanNmLinear(
             ProblemOf(x_rows, rows, cols, {2, 4}, DType::kF32, DType::kBF16), {132, 232448});
         if (plan.window == 0) continue;
@@ -285,20 +279,6 @@ TEST(CudaNmIndex, DecodeLooksUpXWithoutBankConflicts) {
 
 // --- shared memory ------------------------------------------------------------------------------
 
-// The banks, of 16 bytes, that eight addresses of one 8x8 matrix meet: all eight, or ldmatrix
-// waits.
-template <typename Offset>
-void ExpectNoConflict(Offset offset) {
-  for (int matrix = 0; matrix < 4; ++matrix) {
-    std::set<int> banks;
-    for (int lane = matrix * 8; lane < matrix * 8 + 8; ++lane) {
-      EXPECT_EQ(offset(lane) % 16, 0);
-      banks.insert(offset(lane) / 16 % 8);
-    }
-    EXPECT_EQ(banks.size(), 8u);
-  }
-}
-
 TEST(CudaNmTiles, OffsetsAreAPermutationWithoutBankConflicts) {
   std::set<int> values, rows, words;
   for (int panel = 0; panel < 3; ++panel) {
@@ -351,35 +331,7 @@ TEST(CudaNmTiles, OffsetsAreAPermutationWithoutBankConflicts) {
   }
 }
 
-// --- the instructions, as the PTX ISA defines them
-// ------------------------------------------------
-
-using Half = uint16_t;  // 16 bits that hold a small integer as bfloat16
-struct Register {
-  Half half[2];
-};
-struct Warp {
-  Register r[32][4];
-};
-
-// ldmatrix.m8n8.x4: matrix i from the eight rows that lanes 8 i .. 8 i + 7 address. Lane l gets
-// elements 2 (l % 4) and the next of row l / 4, or with .trans of column l / 4.
-template <typename Offset>
-Warp LoadMatrices(const std::vector<uint8_t>& shared, Offset offset, bool transposed) {
-  Warp out;
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < 4; ++i) {
-      for (int h = 0; h < 2; ++h) {
-        const int pair = 2 * (lane % 4) + h, other = lane / 4;
-        const int row = transposed ? pair : other, col = transposed ? other : pair;
-        const auto at = static_cast<size_t>(offset(8 * i + row) + 2 * col);
-        EXPECT_LE(at + 2, shared.size());
-        std::memcpy(&out.r[lane][i].half[h], shared.data() + at, 2);
-      }
-    }
-  }
-  return out;
-}
+// --- the instruction, as the PTX ISA defines it ------------------------------------------------
 
 // mma.sp::ordered_metadata.m16n8k32 with 16-bit elements, d[lane][4].
 void MmaSparse(float (&d)[32][4], const Warp& a, const Warp& b, const uint32_t (&metadata)[32],
@@ -408,42 +360,6 @@ void MmaSparse(float (&d)[32][4], const Warp& a, const Warp& b, const uint32_t (
       for (int k = 0; k < 32; ++k) {
         d[lane][i] += dense_a[lane / 4 + 8 * (i >> 1)][k] * dense_b[k][2 * (lane % 4) + (i & 1)];
       }
-    }
-  }
-}
-
-// mma.m16n8k16 with 16-bit elements; b0 and b1 name the registers of `b` that are the operand's.
-void Mma(float (&d)[32][4], const Warp& a, const Warp& b, int b0, int b1) {
-  float dense_a[16][16], dense_b[16][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int h = 0; h < 2; ++h) {
-      const int group = lane / 4, pair = 2 * (lane % 4) + h;
-      for (int r = 0; r < 4; ++r) {
-        dense_a[group + 8 * (r & 1)][pair + 8 * (r >> 1)] = F32FromBF16(a.r[lane][r].half[h]);
-      }
-      dense_b[pair][group] = F32FromBF16(b.r[lane][b0].half[h]);
-      dense_b[pair + 8][group] = F32FromBF16(b.r[lane][b1].half[h]);
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < 4; ++i) {
-      for (int k = 0; k < 16; ++k) {
-        d[lane][i] += dense_a[lane / 4 + 8 * (i >> 1)][k] * dense_b[k][2 * (lane % 4) + (i & 1)];
-      }
-    }
-  }
-}
-
-// Rows of x of a tile of 64 columns in shared memory, as CopyRowsOfX leaves them; x beyond its
-// columns is zero there.
-void FillX(const std::vector<float>& x, int64_t x_rows, int64_t cols, int64_t first_row,
-           int64_t first_col, int rows, int at, std::vector<uint8_t>* shared) {
-  for (int row = 0; row < rows; ++row) {
-    for (int col = 0; col < kTileCols; ++col) {
-      const int64_t m = first_row + row, k = first_col + col;
-      const bool there = m < x_rows && k < cols;
-      const Half v = BF16FromF32(there ? x[static_cast<size_t>(m * cols + k)] : 0.0f);
-      std::memcpy(shared->data() + at + RowOffset(row, col / 8) + col % 8 * 2, &v, 2);
     }
   }
 }

@@ -9,11 +9,16 @@
 
 namespace sparsekern::cuda {
 
-// 16 bytes from global to shared memory without registers; zeros where `there` is false.
-__device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, bool there) {
+// 16 bytes from global to shared memory without registers, of which only the first `bytes` are read
+// and the others are zeros.
+__device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to),
-               "l"(__cvta_generic_to_global(from)), "r"(there ? 16 : 0)
+               "l"(__cvta_generic_to_global(from)), "r"(bytes)
                : "memory");
+}
+// All of them, or zeros where `there` is false.
+__device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, bool there) {
+  CopyAsync(to, from, there ? 16 : 0);
 }
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");

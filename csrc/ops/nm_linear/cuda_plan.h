@@ -81,7 +81,8 @@ inline NmPlan PlanNmLinear(const LinearProblem& p, const DeviceLimits& device) {
     use(NmKernel::kDecode, {kDecodeWarps * kNmPanelRows, rows_of_x});
     // Four blocks of threads for each multiprocessor keep enough loads under way; more parts mean
     // more sums to add up.
-    const int64_t blocks = CountTiles(p, {plan.features, plan.rows_of_x});
+    const int64_t blocks =
+        std::max<int64_t>(1, CountTiles(p, {plan.features, plan.rows_of_x}));  // x may be empty
     const int64_t wanted = DivideUp(4 * int64_t{device.multiprocessors}, blocks);
     const int64_t most = DivideUp(p.cols, 2 * kDecodeSplitCols);
     plan.parts = static_cast<int>(std::min({wanted, most, int64_t{kNmMaxParts}}));
