@@ -306,7 +306,7 @@ TEST(CudaBitmapIndex, NibblesFindTheirValues) {
       const uint32_t nibble = NibbleAt(half, shift);
       for (int c = 0, position = 0; c < 4; ++c) {
         const bool kept = (half >> (shift + c) & 1u) != 0;
-        ASSERT_EQ(NibbleKeeps(nibble, c), kept);
+        ASSERT_EQ(NibbleKeeps(nibble, c) != 0, kept);
         ASSERT_EQ(NibblePosition(nibble, c), position);
         position += kept ? 1 : 0;
       }
@@ -474,7 +474,7 @@ class WarpWalk {
       EXPECT_EQ(at % static_cast<uint32_t>(bytes_), 0u);
       Elements one = Zeros(problem_.value_dtype, 1);
       std::memcpy(one.data(), memory.data() + at, static_cast<size_t>(bytes_));
-      if (NibbleKeeps(nibble, i)) out[static_cast<size_t>(i)] = static_cast<float>(one[0]);
+      if (NibbleKeeps(nibble, i) != 0) out[static_cast<size_t>(i)] = static_cast<float>(one[0]);
     }
     return out;
   }
@@ -664,7 +664,7 @@ void ExpandSlice(const Packed& p, int64_t panel, int64_t k, int64_t* next, Store
       const uint32_t nibble = NibbleAt(bits[half], shift);
       for (int i = 0; i < 4; ++i) {
         const int at = first + NibblePosition(nibble, i);
-        if (!NibbleKeeps(nibble, i) || at >= left) continue;
+        if (NibbleKeeps(nibble, i) == 0 || at >= left) continue;
         ASSERT_LT(*next + at, p.count());
         store(PassRow(pass, lane), PassColumn(lane) + i, static_cast<size_t>(*next + at));
       }

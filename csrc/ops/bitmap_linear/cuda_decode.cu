@@ -23,6 +23,17 @@ __device__ __forceinline__ void LoadColumns(const uint8_t* from, float (&x)[4]) 
   for (int i = 0; i < 4; ++i) x[i] = ToFloat(columns.v[i]);
 }
 
+// Predicated: lanes that keep different weights must not part.
+__device__ __forceinline__ void AddIfKept(float& sum, uint32_t kept, float weight, float x) {
+  asm("{\n"
+      ".reg .pred p;\n"
+      "setp.ne.u32 p, %1, 0;\n"
+      "@p fma.rn.f32 %0, %2, %3, %0;\n"
+      "}\n"
+      : "+f"(sum)
+      : "r"(kept), "f"(weight), "f"(x));
+}
+
 template <typename V, int MR>
 class MultiplyAdd {
  public:
@@ -50,10 +61,9 @@ class MultiplyAdd {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float weight = ToFloat(n.v[i]);
-        const bool kept = NibbleKeeps(n.kept, i);
 #pragma unroll
         for (int m = 0; m < MR; ++m) {
-          sum_[pass][m] = kept ? fmaf(weight, x[m][i], sum_[pass][m]) : sum_[pass][m];
+          AddIfKept(sum_[pass][m], NibbleKeeps(n.kept, i), weight, x[m][i]);
         }
       }
     }

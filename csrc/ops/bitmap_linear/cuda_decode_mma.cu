@@ -40,7 +40,7 @@ class MultiplyMma {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           v[i] = FromFloat<E>(0.0f);
-          if (NibbleKeeps(n.kept, i)) v[i] = Convert(n.v[i]);
+          if (NibbleKeeps(n.kept, i) != 0) v[i] = Convert(n.v[i]);
         }
         w[lower] = Pair(v[0], v[1]);
         w[lower + 2] = Pair(v[2], v[3]);

@@ -15,9 +15,10 @@ class Expand {
  public:
   __device__ __forceinline__ Expand(const BitmapCudaArgs& a) : a_(a) {}
 
-  __device__ __forceinline__ void operator()(int64_t panel, int64_t k, uint8_t* w) {
+  __device__ __forceinline__ void operator()(int64_t first_panel, int warp, int64_t k, uint8_t* w) {
     const BitmapLayout s = BitmapLayoutOf(a_.problem.rows, a_.problem.cols);
     const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int64_t panel = first_panel + warp;
     const bool there = panel < s.panels;
     uint32_t bits = 0;
     if (there) {
@@ -43,11 +44,12 @@ class Expand {
       for (int i = 0; i < 4; ++i) {
         const int at = first + NibblePosition(nibble, i);
         columns.v[i] = FromFloat<E>(0.0f);
-        if (NibbleKeeps(nibble, i) && at < left) {
+        if (NibbleKeeps(nibble, i) != 0 && at < left) {
           columns.v[i] = FromFloat<E>(ToFloat(values[at]));
         }
       }
-      *reinterpret_cast<uint2*>(w + RowOffset(PassRow(pass, lane), column / 8) + column % 8 * 2) =
+      *reinterpret_cast<uint2*>(
+          w + RowOffset(warp * kBitmapRows + PassRow(pass, lane), column / 8) + column % 8 * 2) =
           *reinterpret_cast<const uint2*>(&columns);
     }
   }

@@ -39,7 +39,7 @@ class Expand {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int at = first + NibblePosition(nibble, i);
-        if (NibbleKeeps(nibble, i) && at < left) {
+        if (NibbleKeeps(nibble, i) != 0 && at < left) {
           to[i * kFmaStride] = LoadAsFloat(a_.values, begin + at, a_.problem.value_dtype);
         }
       }

@@ -82,9 +82,9 @@ SPARSEKERN_HOST_DEVICE int ValuesBelow(uint32_t half, int shift) {
   return CountBits(half & ((uint32_t{1} << shift) - 1));
 }
 SPARSEKERN_HOST_DEVICE uint32_t NibbleAt(uint32_t half, int shift) { return half >> shift; }
-// Whether column i (0 .. 3) of a nibble is kept, and where its value lies behind the nibble's
-// first; the bits above the nibble's four do not matter.
-SPARSEKERN_HOST_DEVICE bool NibbleKeeps(uint32_t nibble, int i) { return (nibble >> i & 1u) != 0; }
+// Whether column i (0 .. 3) of a nibble is kept (not 0), and where its value lies behind the
+// nibble's first; the bits above the nibble's four do not matter.
+SPARSEKERN_HOST_DEVICE uint32_t NibbleKeeps(uint32_t nibble, int i) { return nibble & (1u << i); }
 SPARSEKERN_HOST_DEVICE int NibblePosition(uint32_t nibble, int i) {
   return static_cast<int>((i > 0 ? nibble & 1u : 0u) + (i > 1 ? nibble >> 1 & 1u : 0u) +
                           (i > 2 ? nibble >> 2 & 1u : 0u));

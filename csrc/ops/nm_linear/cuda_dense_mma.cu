@@ -12,14 +12,16 @@ class Expand {
  public:
   __device__ __forceinline__ Expand(const NmCudaArgs& a, const NmLayout& s) : a_(a), s_(s) {}
 
-  __device__ __forceinline__ void operator()(int64_t panel, int64_t k, uint8_t* w) const {
+  __device__ __forceinline__ void operator()(int64_t first_panel, int warp, int64_t k,
+                                             uint8_t* w) const {
     const int thread = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int i = 0; i < kDensePanelBytes / 16 / 32; ++i) {
-      *reinterpret_cast<uint4*>(w + (i * 32 + thread) * 16) = make_uint4(0, 0, 0, 0);
+      *reinterpret_cast<uint4*>(w + warp * kDensePanelBytes + (i * 32 + thread) * 16) =
+          make_uint4(0, 0, 0, 0);
     }
     __syncwarp();
-    if (panel >= s_.panels) return;
+    if (first_panel + warp >= s_.panels) return;
     const int lane = thread % kNmPanelRows;
     const int tile_steps = kTileCols / s_.window * s_.steps_per_window;
     const int64_t begin = k * tile_steps;
@@ -28,16 +30,16 @@ class Expand {
     const int fields = 32 / s_.field_bits;  // a power of two
     const int offset = static_cast<int>(begin & (fields - 1));
     const uint32_t reciprocal = NmReciprocal(s_.steps_per_window);
-    const V* values =
-        static_cast<const V*>(a_.values) + (panel * s_.steps + begin) * kNmPanelRows + lane;
+    const V* values = static_cast<const V*>(a_.values) +
+                      ((first_panel + warp) * s_.steps + begin) * kNmPanelRows + lane;
     const auto* words = reinterpret_cast<const uint32_t*>(a_.structure + kNmHeaderBytes) +
-                        (panel * s_.words + begin / fields) * kNmPanelRows + lane;
+                        ((first_panel + warp) * s_.words + begin / fields) * kNmPanelRows + lane;
 #pragma unroll 2
     for (int j = thread / kNmPanelRows; j < count; j += 2) {
       const uint32_t word = __ldg(words + (offset + j) / fields * kNmPanelRows);
       const int column = NmWindowOf(j, reciprocal) * s_.window +
                          NmColumn(word, (offset + j) & (fields - 1), s_.window);
-      E* to = reinterpret_cast<E*>(w + RowOffset(lane, column / 8));
+      E* to = reinterpret_cast<E*>(w + RowOffset(warp * kNmPanelRows + lane, column / 8));
       to[column % 8] = FromFloat<E>(ToFloat(values[j * kNmPanelRows]));
     }
   }
