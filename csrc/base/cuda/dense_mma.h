@@ -46,11 +46,9 @@ __device__ __forceinline__ void Multiply(float (&d)[4], const uint32_t (&a)[4], 
 // memory and CountTiles(kDenseTile) blocks of threads, x as LinearCall says, 16-byte aligned and
 // x_cols a multiple of 8. A structure that is not `consistent`, as Consistent(a) says, is not read.
 //
-// `expand` is one warp's: expand(first_panel, warp, k, w) writes all columns 64 k .. 64 k + 63 of
-// 16 rows of W, those of panel first_panel + warp, to rows 16 warp .. 16 warp + 15 of the tile w in
-// the order of RowOffset, zeros where nothing is kept, also beyond the matrix. All lanes call it
-// together, k from 0 up. (The kernels have 128 registers and need them: with the panel's number and
-// address made here, nm's spilled.)
+// `expand` is one warp's: expand(panel, k, w) writes all columns 64 k .. 64 k + 63 of rows 16 panel
+// .. 16 panel + 15 of W to w, as rows 0 .. 15 of RowOffset, zeros where nothing is kept, also
+// beyond the matrix; all lanes call it together, k from 0 up.
 template <typename E, typename Args, typename Expand>
 __device__ __forceinline__ void MultiplyDense(const Args& a, bool consistent, Expand& expand) {
   constexpr int kFeatures = kDenseTile.features;
@@ -75,7 +73,8 @@ __device__ __forceinline__ void MultiplyDense(const Args& a, bool consistent, Ex
   for (int k = 0; k < tiles; ++k) {
     const auto x_at = (1 + k % 2) * kDenseTileBytes;
     // The product of the last tile has been made by all.
-    expand(at.feature * (kFeatures / kDensePanelRows), warp, k, shared);
+    expand(at.feature * (kFeatures / kDensePanelRows) + warp, int64_t{k},
+           shared + warp * kDensePanelBytes);
     if (k + 1 < tiles) {
       CopyRowsOfX<kTokens, kDenseThreads>(
           a, at.token * kTokens, int64_t{k + 1} * kTileCols,

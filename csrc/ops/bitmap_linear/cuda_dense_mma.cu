@@ -15,10 +15,9 @@ class Expand {
  public:
   __device__ __forceinline__ Expand(const BitmapCudaArgs& a) : a_(a) {}
 
-  __device__ __forceinline__ void operator()(int64_t first_panel, int warp, int64_t k, uint8_t* w) {
+  __device__ __forceinline__ void operator()(int64_t panel, int64_t k, uint8_t* w) {
     const BitmapLayout s = BitmapLayoutOf(a_.problem.rows, a_.problem.cols);
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int64_t panel = first_panel + warp;
     const bool there = panel < s.panels;
     uint32_t bits = 0;
     if (there) {
@@ -48,8 +47,7 @@ class Expand {
           columns.v[i] = FromFloat<E>(ToFloat(values[at]));
         }
       }
-      *reinterpret_cast<uint2*>(
-          w + RowOffset(warp * kBitmapRows + PassRow(pass, lane), column / 8) + column % 8 * 2) =
+      *reinterpret_cast<uint2*>(w + RowOffset(PassRow(pass, lane), column / 8) + column % 8 * 2) =
           *reinterpret_cast<const uint2*>(&columns);
     }
   }

@@ -12,8 +12,11 @@ class Expand {
  public:
   __device__ __forceinline__ Expand(const NmCudaArgs& a, const NmLayout& s) : a_(a), s_(s) {}
 
-  __device__ __forceinline__ void operator()(int64_t first_panel, int warp, int64_t k,
-                                             uint8_t* w) const {
+  __device__ __forceinline__ void operator()(int64_t panel, int64_t k, uint8_t* mine) const {
+    // The tile, not the warp's place in it: one address less in a register, which this kernel, with
+    // 128 of them, would spill.
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    uint8_t* w = mine - warp * kDensePanelBytes;
     const int thread = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
     for (int i = 0; i < kDensePanelBytes / 16 / 32; ++i) {
@@ -21,7 +24,7 @@ class Expand {
           make_uint4(0, 0, 0, 0);
     }
     __syncwarp();
-    if (first_panel + warp >= s_.panels) return;
+    if (panel >= s_.panels) return;
     const int lane = thread % kNmPanelRows;
     const int tile_steps = kTileCols / s_.window * s_.steps_per_window;
     const int64_t begin = k * tile_steps;
@@ -30,10 +33,10 @@ class Expand {
     const int fields = 32 / s_.field_bits;  // a power of two
     const int offset = static_cast<int>(begin & (fields - 1));
     const uint32_t reciprocal = NmReciprocal(s_.steps_per_window);
-    const V* values = static_cast<const V*>(a_.values) +
-                      ((first_panel + warp) * s_.steps + begin) * kNmPanelRows + lane;
+    const V* values =
+        static_cast<const V*>(a_.values) + (panel * s_.steps + begin) * kNmPanelRows + lane;
     const auto* words = reinterpret_cast<const uint32_t*>(a_.structure + kNmHeaderBytes) +
-                        ((first_panel + warp) * s_.words + begin / fields) * kNmPanelRows + lane;
+                        (panel * s_.words + begin / fields) * kNmPanelRows + lane;
 #pragma unroll 2
     for (int j = thread / kNmPanelRows; j < count; j += 2) {
       const uint32_t word = __ldg(words + (offset + j) / fields * kNmPanelRows);
