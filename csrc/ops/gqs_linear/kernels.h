@@ -18,21 +18,23 @@ struct GqsUnits {
   const float* zero;   // [count], or nullptr
 };
 
-// A part of a row of W: whole blocks of units, those of other rows at its ends with scales of 0 and
-// offsets of zeros in x.
-struct GqsPart {
-  int64_t block;  // of the matrix, the first
-  int blocks;
-  int at;  // its first unit in the arrays of the run
-};
+// A run of kept groups of rows of W, from the first of a chunk on: a block, or a group where that
+// is more. Part i, of one row, is groups starts[i] to starts[i + 1].
 struct GqsRun {
-  const uint8_t* values;   // of the matrix
-  const uint32_t* offset;  // bytes from x to the first of the 16 columns of x that a unit meets
-  const float* scale;
-  const float* zero;  // or nullptr
-  const GqsPart* parts;
-  int count;
+  const uint8_t* values;   // of the first chunk
+  const uint32_t* offset;  // a number a group: bytes from x to the first column of x that it meets
+  const float* scale;      // a number a group
+  const float* zero;       // or nullptr
+  const int* starts;
+  int count;  // of the parts
+  int shift;  // a group has 2^shift units
 };
+constexpr int GqsBlockShift(int bits) {
+  return bits == 2 ? 4 : bits == 4 ? 3 : 2;
+}                                                   // log2 of units
+constexpr int GqsChunkShift(int bits, int shift) {  // log2 of the groups of a chunk
+  return shift < GqsBlockShift(bits) ? GqsBlockShift(bits) - shift : 0;
+}
 
 // Decode: y[part][m] = the products of a part with row m of M rows of x: fp32, x[...][M][16].
 using GqsDotFn = void (*)(const GqsRun& run, const uint8_t* x, float* y);
@@ -47,25 +49,19 @@ using GqsBatchFn = void (*)(const float* w, const uint8_t* column, int count, co
 using GqsOffsetsFn = void (*)(const uint8_t* words, int64_t word_count, int64_t skip, int64_t count,
                               uint32_t step, uint32_t* out);
 
-// Each of n numbers `k` times, k being 2, 4 or 8, and then `step` more each time.
-using GqsRepeatFn = void (*)(const float* in, int64_t n, int k, float* out);
-using GqsRepeatOffsetFn = void (*)(const uint32_t* in, int64_t n, int k, uint32_t step,
-                                   uint32_t* out);
-
-enum : int { kGqsSlack = 16, kGqsWidths = 5 };
-constexpr int kGqsRows[kGqsWidths] = {1, 2, 4, 8, 16};  // of x, at a time
+enum : int { kGqsSlack = 16, kGqsWidths = 4, kGqsShifts = 4 };
+constexpr int kGqsRows[kGqsWidths] = {2, 4, 8, 16};  // of x, at a time, where there are several
 constexpr int GqsBitsIndex(int bits) { return bits == 2 ? 0 : bits == 4 ? 1 : 2; }
 
 // One row of kernels.inc.
 struct GqsKernels {
   const TileKernels& tiles;
   int max_decode_rows;             // up to so many rows of x the decode kernel is the faster one
+  GqsDotFn one[3][2][kGqsShifts];  // [bits][zeros][shift], for one row of x
   GqsDotFn dot[3][2][kGqsWidths];  // [bits][zeros][rows of x]; none beyond the last that is there
   GqsExpandFn expand[3][2];        // [bits][zeros]
   GqsBatchFn batch[kBatchWidths];  // of tiles.widths
   GqsOffsetsFn offsets;
-  GqsRepeatFn repeat;
-  GqsRepeatOffsetFn repeat_offset;
 };
 
 #define SPARSEKERN_GQS_KERNELS(isa_flag, isa_suffix) \
