@@ -3,7 +3,8 @@
 
 Codes are constants: E2E-OQP of GQSA (arXiv 2412.17560, section 3.3) trains scales and zero-points
 alone. With w = (q - z) s in a group and D = dL/dW = grad^T x: dL/ds = sum D (q - z) and
-dL/dz = -s sum D. Rounding of x to int8 counts as none. W^T has no groups along its rows, so that no kernel here multiplies with it.
+dL/dz = -s sum D. Rounding of x to int8 counts as none. W^T has no groups along its rows, so that
+no kernel here multiplies with it.
 """
 
 from __future__ import annotations
