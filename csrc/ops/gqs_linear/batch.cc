@@ -15,16 +15,35 @@ constexpr int kBlockUnits = kBlockCols / kGqsUnit;
 
 // What a batch thread needs for one x tile.
 struct BatchScratch {
-  BatchScratch(const GqsStructure& s, int width)
-      : x((PaddedCols(s) + kBlockCols) * width),
+  BatchScratch(const GqsKernels& kernels, const GqsStructure& s, bool int8_x, int width)
+      : tiles(kernels.tiles),
+        structure(s),
+        round_x(int8_x),
+        step(2 * width),
+        x((PaddedCols(s) + kBlockCols) * width),
         y(kPanelRows * width),
         scale(kPanelRows * s.row_groups + kGqsSlack),
         zero(s.zeros ? kPanelRows * s.row_groups + kGqsSlack : 0) {}
   bool ok() const {
     return x.data() != nullptr && y.data() != nullptr && scale.data() != nullptr &&
-           zero.data() != nullptr;
+           zero.data() != nullptr && step.data() != nullptr;
+  }
+  // Rounds x[columns][width] where it is to be int8.
+  void Packed(int width) const {
+    if (!round_x) return;
+    float* factor = step.data();
+    for (int64_t g = 0; g < structure.row_groups; ++g) {
+      float* group = x.data() + g * structure.group * width;
+      tiles.tile_steps(group, structure.group, width, factor, factor + width);
+      tiles.quantize_tile(group, structure.group, width, factor + width);
+      tiles.rescale(group, structure.group, width, factor);
+    }
   }
 
+  const TileKernels& tiles;
+  const GqsStructure& structure;
+  bool round_x;
+  Scratch step;  // of a group of each row of x, and what multiplies instead of dividing by it
   Scratch x, y, scale, zero;
 };
 
@@ -96,7 +115,7 @@ Status GqsBatch(const GqsKernels& kernels, const GqsMatrix& w, const LinearArgs&
                    kPanelRows, s.groups * s.group};
   return RunBatch(
       of, kernels.tiles, XTiles(kernels.tiles.widths, a.x_rows), a, parallel_for, cut,
-      [&](int width) { return BatchScratch(s, width); },
+      [&](int width) { return BatchScratch(kernels, s, a.int8_x, width); },
       [&](int64_t first, int64_t n, int width_index, BatchScratch* scratch) {
         BatchPanel(kernels, w, first, first + n, width_index, *scratch);
       });

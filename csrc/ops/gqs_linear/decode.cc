@@ -8,10 +8,9 @@
 // Offsets and scales are made for a run of rows at once, a number a group, in the order in which
 // the format has the groups.
 #include <atomic>
-#include <bit>
 #include <cstring>
 
-#include "ops/gqs_linear/drivers.h"
+#include "ops/gqs_linear/decode_x.h"
 
 namespace sparsekern {
 namespace {
@@ -23,54 +22,6 @@ constexpr int kRunParts = 32;
 // A part may begin at the last unit and be as long as a task; the first chunk's other groups.
 constexpr int kRunBuffer = kRunUnits + int{kGqsTaskUnits} + 16 + int{kGqsSlack};
 
-int Log2(int power_of_two) { return std::countr_zero(static_cast<unsigned>(power_of_two)); }
-
-// x as the decode kernels take it: chunks of `rows` rows, each [units][rows][16].
-struct DecodeX {
-  DecodeX(const GqsKernels& kernels, const GqsMatrix& w, int64_t x_rows)
-      : dot(Choose(kernels, w, x_rows, &rows)),
-        chunks(static_cast<int>((x_rows + rows - 1) / rows)),
-        stride((PaddedCols(w.structure) + w.structure.group) *
-               rows),  // a group of zeros at the end
-        data(stride * chunks) {}
-
-  static GqsDotFn Choose(const GqsKernels& kernels, const GqsMatrix& w, int64_t x_rows, int* rows) {
-    const GqsStructure& s = w.structure;
-    const int bits = GqsBitsIndex(s.bits);
-    *rows = 1;
-    if (x_rows == 1) return kernels.one[bits][s.zeros][Log2(s.units_per_group())];
-    const auto& dot = kernels.dot[bits][s.zeros];
-    int i = 0;
-    while (kGqsRows[i] < x_rows && i + 1 < kGqsWidths && dot[i + 1] != nullptr) ++i;
-    *rows = kGqsRows[i];
-    return dot[i];
-  }
-
-  // `row`: PaddedCols floats, with more than one row.
-  void Fill(const TileKernels& tiles, const LinearArgs& a, int64_t cols, float* row) const {
-    const int dtype = static_cast<int>(a.dtype);
-    std::memset(data.data(), 0, sizeof(float) * static_cast<size_t>(stride * chunks));
-    for (int64_t m = 0; m < a.x_rows; ++m) {
-      float* to = data.data() + m / rows * stride + m % rows * kGqsUnit;
-      if (rows == 1) {
-        tiles.expand[dtype](RowAt(a, m), cols, to);
-        continue;
-      }
-      tiles.expand[dtype](RowAt(a, m), cols, row);
-      for (int64_t k = 0; k < cols; k += kGqsUnit) {
-        const int64_t n = std::min<int64_t>(kGqsUnit, cols - k);
-        std::memcpy(to + k * rows, row + k, static_cast<size_t>(n) * sizeof(float));
-      }
-    }
-  }
-
-  int rows;
-  GqsDotFn dot;
-  int chunks;
-  int64_t stride;
-  Scratch data;
-};
-
 // What a decode thread needs.
 class RunMaker {
  public:
@@ -78,9 +29,9 @@ class RunMaker {
       : kernels_(kernels),
         w_(w),
         s_(w.structure),
-        shift_(Log2(s_.units_per_group())),
+        shift_(GqsShift(s_)),
         chunk_shift_(GqsChunkShift(s_.bits, shift_)),
-        step_(static_cast<uint32_t>(kGqsUnit * 4 * x.rows)),
+        step_(static_cast<uint32_t>(x.layout.unit_bytes) << shift_),
         offset_(kRunBuffer),
         scale_(kRunBuffer),
         zero_(s_.zeros ? kRunBuffer : 0) {
@@ -100,7 +51,7 @@ class RunMaker {
       const int64_t first = *g, begin = s_.row_ptr(*row);
       const int64_t until = std::min(end, s_.row_ptr(*row + 1));
       if (until == first) continue;
-      kernels_.offsets(MaskOf(s_, *row), s_.words, first - begin, until - first, step_ << shift_,
+      kernels_.offsets(MaskOf(s_, *row), s_.words, first - begin, until - first, step_,
                        offsets + (first - base));
       rows[count] = *row;
       firsts[count] = first;
@@ -126,7 +77,7 @@ class RunMaker {
   const GqsMatrix& w_;
   const GqsStructure& s_;
   int shift_, chunk_shift_;  // log2 of the units of a group, of the groups of a chunk
-  uint32_t step_;            // bytes of a unit of x
+  uint32_t step_;            // bytes of a group of x
   Scratch offset_, scale_, zero_;
   int starts_[kRunParts + 1];
 };
@@ -139,11 +90,11 @@ void DecodeTask(const GqsStructure& s, int64_t task, const DecodeX& x, RunMaker*
   int64_t row = s.task_row(task);
   for (int64_t g = task * s.task_groups; g < end;) {
     const GqsRun run = maker->Make(&row, &g, end);
-    for (int chunk = 0; chunk < x.chunks; ++chunk) {
-      float sums[kRunParts * kGqsRows[kGqsWidths - 1]];
-      x.dot(run, reinterpret_cast<const uint8_t*>(x.data.data() + chunk * x.stride), sums);
+    for (int chunk = 0; chunk < x.layout.chunks; ++chunk) {
+      float sums[kRunParts * kGqsMostRows];
+      x.Dot(run, chunk, sums);
       for (int i = 0; i < run.count; ++i) {
-        put(maker->rows[i], maker->firsts[i], chunk, sums + i * x.rows);
+        put(maker->rows[i], maker->firsts[i], chunk, sums + i * x.layout.rows);
       }
     }
   }
@@ -151,21 +102,17 @@ void DecodeTask(const GqsStructure& s, int64_t task, const DecodeX& x, RunMaker*
 
 }  // namespace
 
-Status GqsDecode(const GqsKernels& kernels, const GqsMatrix& w, const LinearArgs& a,
-                 const float* row_scale, const ParallelFor& parallel_for) {
+Status GqsDecode(const GqsKernels& kernels, const GqsInt8Kernels* int8, const GqsMatrix& w,
+                 const LinearArgs& a, const float* row_scale, const ParallelFor& parallel_for) {
   const GqsStructure& s = w.structure;
   const TileKernels& tiles = kernels.tiles;
-  const DecodeX x(kernels, w, a.x_rows);
-  const Scratch row(x.rows > 1 ? s.cols : 0);
+  const DecodeX x(kernels, int8, w, a);
   const Scratch sums(s.rows * a.x_rows);
   // A task's first row, where it began in an earlier one.
-  const int64_t held = static_cast<int64_t>(x.rows) * x.chunks;
+  const int64_t held = static_cast<int64_t>(x.layout.rows) * x.layout.chunks;
   const Scratch carried(s.tasks * held);
-  if (x.data.data() == nullptr || row.data() == nullptr || sums.data() == nullptr ||
-      carried.data() == nullptr) {
-    return OutOfScratch(kGqsOp);
-  }
-  x.Fill(tiles, a, s.cols, row.data());
+  if (!x.ok() || sums.data() == nullptr || carried.data() == nullptr) return OutOfScratch(kGqsOp);
+  x.Fill();
   std::memset(sums.data(), 0, sizeof(float) * static_cast<size_t>(s.rows * a.x_rows));
   std::atomic<bool> failed{false};
   // Tasks are equal in kept groups, not in time: sparse rows cost more a group. So threads take
@@ -179,8 +126,8 @@ Status GqsDecode(const GqsKernels& kernels, const GqsMatrix& w, const LinearArgs
       const int64_t first = t * s.task_groups;
       DecodeTask(s, t, x, maker, [&](int64_t r, int64_t group, int chunk, const float* y) {
         const bool carry = group == first && s.row_ptr(r) < first;
-        const int64_t m = static_cast<int64_t>(chunk) * x.rows;
-        const int64_t count = std::min<int64_t>(x.rows, a.x_rows - m);
+        const int64_t m = static_cast<int64_t>(chunk) * x.layout.rows;
+        const int64_t count = std::min<int64_t>(x.layout.rows, a.x_rows - m);
         for (int64_t i = 0; i < count; ++i) {
           if (carry) {
             carried.data()[t * held + m + i] = y[i];

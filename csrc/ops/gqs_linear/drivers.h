@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 
 #include "base/linear_driver.h"
@@ -14,7 +15,11 @@ namespace sparsekern {
 constexpr char kGqsOp[] = "gqs_linear";
 
 constexpr int kGqsMaskWord = 16;  // groups
-inline int64_t PaddedCols(const GqsStructure& s) { return s.words * kGqsMaskWord * s.group; }
+inline int64_t PaddedGroups(const GqsStructure& s) { return s.words * kGqsMaskWord; }
+inline int64_t PaddedCols(const GqsStructure& s) { return PaddedGroups(s) * s.group; }
+inline int GqsShift(const GqsStructure& s) {  // a group has 2^shift units
+  return std::countr_zero(static_cast<unsigned>(s.units_per_group()));
+}
 inline const uint8_t* MaskOf(const GqsStructure& s, int64_t row) {
   return s.mask + 2 * row * s.words;
 }
@@ -34,9 +39,15 @@ inline void ExpandScales(const TileKernels& tiles, const GqsMatrix& w, int64_t b
   }
 }
 
-// row_scale: the factors of the rows, or nullptr.
-Status GqsDecode(const GqsKernels& kernels, const GqsMatrix& w, const LinearArgs& a,
-                 const float* row_scale, const ParallelFor& parallel_for);
+// Whether x becomes integers where there are kernels for that; else its groups are rounded, and
+// fp32 kernels multiply them. There are none for zero-points, and two rows are faster in fp32.
+inline bool UsesGqsInt8(const GqsStructure& s, int64_t x_rows, bool int8_x) {
+  return int8_x && !s.zeros && x_rows > 2;
+}
+
+// row_scale: the factors of the rows, or nullptr. int8: or nullptr.
+Status GqsDecode(const GqsKernels& kernels, const GqsInt8Kernels* int8, const GqsMatrix& w,
+                 const LinearArgs& a, const float* row_scale, const ParallelFor& parallel_for);
 Status GqsBatch(const GqsKernels& kernels, const GqsMatrix& w, const LinearArgs& a,
                 const float* row_scale, const ParallelFor& parallel_for);
 

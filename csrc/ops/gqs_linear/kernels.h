@@ -31,7 +31,7 @@ struct GqsRun {
 };
 constexpr int GqsBlockShift(int bits) {
   return bits == 2 ? 4 : bits == 4 ? 3 : 2;
-}                                                   // log2 of units
+}  // log2 of units
 constexpr int GqsChunkShift(int bits, int shift) {  // log2 of the groups of a chunk
   return shift < GqsBlockShift(bits) ? GqsBlockShift(bits) - shift : 0;
 }
@@ -63,6 +63,38 @@ struct GqsKernels {
   GqsBatchFn batch[kBatchWidths];  // of tiles.widths
   GqsOffsetsFn offsets;
 };
+
+// --- x in int8 ----------------------------------------------------------------------------------
+// A group of x, as wide as the groups of W, is multiples of its largest magnitude / 127. With M
+// rows of x, the code of row m and column c of unit u is byte 16 M u + 4 M (c / 4) + 4 m + c % 4.
+
+enum : int { kGqsInt8Widths = 2 };
+constexpr int kGqsInt8Rows[kGqsInt8Widths] = {4, 16};  // M
+constexpr int kGqsMostRows = 16;                       // of a chunk, int8 or not
+
+// As GqsDotFn, without zero-points. x_scale: of x's groups, [group][M].
+using GqsInt8DotFn = void (*)(const GqsRun& run, const float* x_scale, const uint8_t* x, float* y);
+// `groups` groups of a row of x as codes, and their scales (NaN where something is not finite).
+using GqsQuantizeFn = void (*)(const float* row, int64_t groups, int group, uint8_t* codes,
+                               float* scale);
+
+// One row of int8_kernels.inc.
+struct GqsInt8Kernels {
+  const char* isa_name;
+  GqsInt8DotFn dot[3][kGqsInt8Widths];  // [bits][M]; none beyond the last that is there
+  GqsQuantizeFn quantize;
+};
+
+#define SPARSEKERN_GQS_INT8_KERNELS(isa_flag, isa_suffix) \
+  extern const GqsInt8Kernels kGqsInt8Kernels_##isa_suffix;
+#include "ops/gqs_linear/int8_kernels.inc"
+#undef SPARSEKERN_GQS_INT8_KERNELS
+
+// The first row of int8_kernels.inc whose ISA is in the mask, or none: then rows of x are rounded
+// and the fp32 kernels multiply them.
+const GqsInt8Kernels* SelectGqsInt8Kernels(IsaMask mask);
+
+// --- selection ----------------------------------------------------------------------------------
 
 #define SPARSEKERN_GQS_KERNELS(isa_flag, isa_suffix) \
   extern const GqsKernels kGqsKernels_##isa_suffix;

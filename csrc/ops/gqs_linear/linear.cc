@@ -14,11 +14,24 @@ const GqsKernels& SelectGqsKernels(IsaMask mask) {
   return kGqsKernels_scalar;
 }
 
-std::string GqsLinearKernelName(const GqsMatrix& w, int64_t x_rows, IsaMask mask) {
+const GqsInt8Kernels* SelectGqsInt8Kernels(IsaMask mask) {
+#define SPARSEKERN_GQS_INT8_KERNELS(isa_flag, isa_suffix) \
+  if ((mask & isa_flag) != 0) return &kGqsInt8Kernels_##isa_suffix;
+#include "ops/gqs_linear/int8_kernels.inc"
+#undef SPARSEKERN_GQS_INT8_KERNELS
+  static_cast<void>(mask);
+  return nullptr;
+}
+
+std::string GqsLinearKernelName(const GqsMatrix& w, int64_t x_rows, IsaMask mask, bool int8_x) {
   const GqsKernels& kernels = SelectGqsKernels(mask);
-  return "gqs_linear_w" + std::to_string(w.structure.bits) + "g" +
-         std::to_string(w.structure.group) +
-         (x_rows <= kernels.max_decode_rows ? "_decode__" : "_batch__") + kernels.tiles.isa_name;
+  const std::string name =
+      "gqs_linear_w" + std::to_string(w.structure.bits) + "g" + std::to_string(w.structure.group);
+  if (x_rows > kernels.max_decode_rows) return name + "_batch__" + kernels.tiles.isa_name;
+  const GqsInt8Kernels* int8 =
+      UsesGqsInt8(w.structure, x_rows, int8_x) ? SelectGqsInt8Kernels(mask) : nullptr;
+  if (int8 != nullptr) return name + "_dot__" + int8->isa_name;
+  return name + "_decode__" + kernels.tiles.isa_name;
 }
 
 Status GqsLinear(const GqsMatrix& w, const LinearArgs& args, const ParallelFor& parallel_for) {
@@ -29,7 +42,6 @@ Status GqsLinear(const GqsMatrix& w, const LinearArgs& args, const ParallelFor& 
     return Status::InvalidType(
         "gqs_linear: scale must be 8 bits where rows have a factor, and only there");
   }
-  if (args.int8_x) return Status::InvalidValue("gqs_linear: there is no product with int8_x");
   if (args.x_rows == 0) return Status::Ok();
   IsaMask mask = 0;
   SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
@@ -40,8 +52,9 @@ Status GqsLinear(const GqsMatrix& w, const LinearArgs& args, const ParallelFor& 
   }
   const float* factors = s.row_scale ? row_scale.data() : nullptr;
   const GqsKernels& kernels = SelectGqsKernels(mask);
-  return args.x_rows <= kernels.max_decode_rows ? GqsDecode(kernels, w, args, factors, parallel_for)
-                                                : GqsBatch(kernels, w, args, factors, parallel_for);
+  if (args.x_rows > kernels.max_decode_rows)
+    return GqsBatch(kernels, w, args, factors, parallel_for);
+  return GqsDecode(kernels, SelectGqsInt8Kernels(mask), w, args, factors, parallel_for);
 }
 
 }  // namespace sparsekern
