@@ -47,6 +47,7 @@ __all__ = [
 _ON_CUDA = (  # operators with kernels there
     "bitmap_linear",
     "csr_linear",
+    "gqs_linear",
     "nm_linear",
 )
 _linear = torch.ops.sparsekern.csr_linear.default
