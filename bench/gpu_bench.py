@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the CUDA kernels of N:M layers: sparsekern, torch dense, torch's semi-structured weights.
+"""Times the CUDA kernels of packed layers: sparsekern, torch dense, torch's semi-structured ones.
 
 Writes one JSON whatever happens, and ends with 1 when a case failed or a result was wrong.
 `gpu_check.sh` runs it.
@@ -27,6 +27,54 @@ ROUNDS = 15
 DTYPE = torch.bfloat16
 
 Call = Callable[[], torch.Tensor]
+
+
+class NM:
+    """N of every M weights of a row are kept."""
+
+    operator = "nm_linear"
+
+    def __init__(self, n: int, m: int) -> None:
+        self.n, self.m = n, m
+        self.label = f"{n}:{m}"
+        self.record: dict[str, Any] = {"n": n, "m": m}
+
+    def pruned(self, w: torch.Tensor) -> torch.Tensor:
+        return w * sk.ops.nm_mask(w, self.n, self.m)
+
+    def packed(self, w: torch.Tensor) -> Any:
+        return sk.NMTensor.from_dense(w, self.n, self.m, strict=False)
+
+
+class Bitmap:
+    """Any weights are kept, so many percent are not."""
+
+    operator = "bitmap_linear"
+
+    def __init__(self, sparsity: int) -> None:
+        self.sparsity = sparsity
+        self.label = f"bitmap {sparsity} %"
+        self.record: dict[str, Any] = {"bitmap_sparsity": sparsity}
+
+    def pruned(self, w: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator(device=w.device).manual_seed(2)
+        draw = torch.rand(w.shape, device=w.device, generator=generator)
+        return torch.where(draw * 100 < self.sparsity, 0, w)
+
+    def packed(self, w: torch.Tensor) -> Any:
+        return sk.BitmapTensor.from_dense(w)
+
+
+DECODE_KINDS = (
+    NM(2, 4),
+    NM(2, 8),
+    Bitmap(50),
+    Bitmap(70),
+)
+CUBE_KINDS = (
+    NM(2, 4),
+    Bitmap(50),
+)
 
 
 def environment() -> dict[str, Any]:
@@ -105,11 +153,11 @@ def check(name: str, got: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> flo
     return error
 
 
-def candidates(w: torch.Tensor, n: int, m: int) -> dict[str, Callable[[], tuple[Any, int]]]:
+def candidates(w: torch.Tensor, kind: Any) -> dict[str, Callable[[], tuple[Any, int]]]:
     """Name -> what makes a weight, and the bytes that one product reads of it."""
 
     def ours() -> tuple[Any, int]:
-        packed = sk.NMTensor.from_dense(w.cpu(), n, m, strict=False)
+        packed = kind.packed(w.cpu())
         values, structure = packed.values.detach().cuda(), packed.structure.cuda()
         return (values, structure), values.nbytes + structure.nbytes
 
@@ -123,7 +171,7 @@ def candidates(w: torch.Tensor, n: int, m: int) -> dict[str, Callable[[], tuple[
         return to_sparse_semi_structured(w), w.nbytes * 9 // 16
 
     found = {"sparsekern": ours, "torch dense": dense}
-    if (n, m) == (2, 4):
+    if kind.label == "2:4":
         found["to_sparse_semi_structured"] = semi_structured
     return found
 
@@ -132,37 +180,35 @@ def copy_of(weight: Any) -> Any:
     return tuple(t.clone() for t in weight) if isinstance(weight, tuple) else weight.clone()
 
 
-def product(weight: Any, x: torch.Tensor, rows: int) -> Call:
+def product(weight: Any, x: torch.Tensor, rows: int, kind: Any) -> Call:
     if isinstance(weight, tuple):
-        return lambda: torch.ops.sparsekern.nm_linear(x, *weight, None, None, rows)
+        operator = getattr(torch.ops.sparsekern, kind.operator)
+        return lambda: operator(x, *weight, None, None, rows)
     return lambda: functional.linear(x, weight)
 
 
-def case(
-    result: dict[str, Any], shape: tuple[int, int], x_rows: int, pattern: tuple[int, int]
-) -> None:
+def case(result: dict[str, Any], shape: tuple[int, int], x_rows: int, kind: Any) -> None:
     rows, cols = shape
-    n, m = pattern
     generator = torch.Generator(device="cuda").manual_seed(1)
     w = torch.randn(rows, cols, dtype=DTYPE, device="cuda", generator=generator)
-    w = w * sk.ops.nm_mask(w, n, m)
+    w = kind.pruned(w)
     x = torch.randn(x_rows, cols, dtype=DTYPE, device="cuda", generator=generator)
-    entry: dict[str, Any] = {"rows": rows, "cols": cols, "x_rows": x_rows, "n": n, "m": m}
+    entry: dict[str, Any] = {"rows": rows, "cols": cols, "x_rows": x_rows, **kind.record}
     entry["candidates"] = {}
     result["cases"].append(entry)
     bandwidth = result.get("copy", {}).get("bytes_per_s")
     peak = max((p["flop_per_s"] for p in result.get("dense_peak", {}).values()), default=None)
-    for name, make in candidates(w, n, m).items():
-        label = f"{n}:{m} {rows}x{cols}, {x_rows} rows of x, {name}"
+    for name, make in candidates(w, kind).items():
+        label = f"{kind.label} {rows}x{cols}, {x_rows} rows of x, {name}"
         try:
             weight, weight_bytes = make()
-            call = product(weight, x, rows)
+            call = product(weight, x, rows, kind)
             error = check(label, call(), x, w)
             try:
                 weights = [weight, *(copy_of(weight) for _ in range(copies_for(weight_bytes) - 1))]
             except (NotImplementedError, RuntimeError):  # a weight that cannot be cloned
                 weights = [make()[0] for _ in range(copies_for(weight_bytes))]
-            time = seconds([product(each, x, rows) for each in weights])
+            time = seconds([product(each, x, rows, kind) for each in weights])
             figures: dict[str, Any] = {**time, "error": error, "weight_bytes": weight_bytes}
             moved = weight_bytes + x.nbytes + x_rows * rows * x.element_size()
             if x_rows <= 16 and bandwidth is not None:
@@ -197,11 +243,12 @@ def main() -> int:
         result["copy"] = copy_bandwidth()
         result["dense_peak"] = {str(size): dense_peak(size) for size in cubes}
         for size in cubes:
-            case(result, (size, size), size, (2, 4))
-            options.output.write_text(json.dumps(result, indent=1))
-        for pattern in ((2, 4), (2, 8)):
+            for kind in CUBE_KINDS:
+                case(result, (size, size), size, kind)
+                options.output.write_text(json.dumps(result, indent=1))
+        for kind in DECODE_KINDS:
             for x_rows in DECODE_ROWS:
-                case(result, decode, x_rows, pattern)
+                case(result, decode, x_rows, kind)
                 options.output.write_text(json.dumps(result, indent=1))
     except Exception as error:
         traceback.print_exc()

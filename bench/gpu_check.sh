@@ -44,12 +44,18 @@ import sys
 import torch, sparsekern
 assert sparsekern.__file__.startswith(sys.argv[1]), sparsekern.__file__
 assert torch._C._dispatch_has_kernel_for_dispatch_key("sparsekern::nm_linear", "CUDA")
+assert torch._C._dispatch_has_kernel_for_dispatch_key("sparsekern::bitmap_linear", "CUDA")
 PYTHON
 }
 
-part_tests() {
-  "$PYTHON" -m pytest -q -m cuda -p no:cacheprovider tests/test_cuda_nm.py tests/test_cuda_csr.py
-}
+# A line a family.
+TESTS=(
+  tests/test_cuda_nm.py
+  tests/test_cuda_csr.py
+  tests/test_cuda_bitmap.py
+)
+
+part_tests() { "$PYTHON" -m pytest -q -m cuda -p no:cacheprovider "${TESTS[@]}"; }
 
 part_sanitizer() {
   local tool=compute-sanitizer
@@ -63,9 +69,8 @@ part_sanitizer() {
     echo "--- $check"
     # torch's caching allocator would hide reads beyond a tensor.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$tool" --tool "$check" --error-exitcode 9 --target-processes all \
-      "${only[@]}" "$PYTHON" -m pytest -q -x -m cuda -p no:cacheprovider \
-      tests/test_cuda_nm.py tests/test_cuda_csr.py \
-      -k "tiny or shapes_and_strides or bias_and_activation or test_masks" ||
+      "${only[@]}" "$PYTHON" -m pytest -q -x -m cuda -p no:cacheprovider "${TESTS[@]}" \
+      -k "tiny or shapes_and_strides or bias_and_activation or test_masks or any_bytes" ||
       { echo "$check failed"; failed=1; }
   done
   return $failed

@@ -2,7 +2,7 @@
 # libsparsekern_cuda: the operators' CUDA kernels, a library of its own that Python loads only
 # beside a CUDA build of torch. Needs nvcc to build; with SPARSEKERN_CUDA=ON no CUDA torch.
 
-file(GLOB cuda_sources CONFIGURE_DEPENDS ops/*/cuda_*.cu bind/cuda_*.cc bind/cuda_*.cu)
+file(GLOB cuda_sources CONFIGURE_DEPENDS base/cuda/*.cu ops/*/cuda_*.cu bind/cuda_*.cc bind/cuda_*.cu)
 set(build_cuda OFF)
 if(SPARSEKERN_CUDA STREQUAL "AUTO")
   # Beside a CPU build of torch nothing would load it, and nvcc takes half of the build's time.

@@ -28,8 +28,9 @@ def check_product(
     x: torch.Tensor,
     bias: torch.Tensor | None,
     activation: str,
+    c: float = 1.0,
 ) -> None:
-    """Shape, dtype and every element of y, the product with x."""
+    """Shape, dtype and every element of y, the product with x; `c` as in `assert_close`."""
     assert y.shape == (*x.shape[:-1], packed.spec.rows)
     assert y.dtype == x.dtype
     assert y.is_contiguous()
@@ -41,6 +42,5 @@ def check_product(
     )
     name = str(x.dtype).removeprefix("torch.")
     what = f"{packed.spec}, x {tuple(x.shape)} {name}, {activation}"
-    assert_close(
-        y.double().reshape(-1, packed.spec.rows).numpy(), expected, name, activation, what=what
-    )
+    got = y.double().reshape(-1, packed.spec.rows).numpy()
+    assert_close(got, expected, name, activation, c=c, what=what)

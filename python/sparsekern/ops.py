@@ -43,7 +43,11 @@ __all__ = [
     "nm_mask_transposable",
 ]
 
-_ON_CUDA = ("csr_linear", "nm_linear")  # operators with kernels there
+_ON_CUDA = (  # operators with kernels there
+    "bitmap_linear",
+    "csr_linear",
+    "nm_linear",
+)
 _linear = torch.ops.sparsekern.csr_linear.default
 _conv2d = torch.ops.sparsekern.csr_conv2d.default
 _unpack_dual: Any = forward_ad.unpack_dual

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "csr_case.h"
+#include "cuda_fragments.h"
 #include "ops/nm_linear/cuda_index.h"
 #include "ops/nm_linear/cuda_plan.h"
 #include "sparsekern/nm.h"
@@ -69,13 +70,6 @@ Packed Pack(int64_t rows, int64_t cols, Pattern pattern, DType dtype, uint64_t s
                           packer.value_count(), rows, cols);
   EXPECT_TRUE(p.layout.consistent);
   return p;
-}
-
-std::vector<float> SmallIntegers(int64_t count, uint64_t seed) {
-  std::vector<float> out(static_cast<size_t>(count));
-  Random random(seed);
-  for (float& v : out) v = static_cast<float>(random.Below(17) - 8);
-  return out;
 }
 
 // [x_rows][rows]
@@ -144,13 +138,13 @@ TEST(CudaNmPlan, InfersThePatternFromSizes) {
   for (const Pattern pattern : kPatterns) {
     for (const int64_t cols : {1, 4, 7, 16, 33, 64, 129, 1000}) {
       const Packed p = Pack(17, cols, pattern, DType::kF32);
-      const NmProblem problem{1,
-                              17,
-                              cols,
-                              static_cast<int64_t>(p.values.size()),
-                              static_cast<int64_t>(p.structure.size()),
-                              DType::kF32,
-                              DType::kF32};
+      const LinearProblem problem{1,
+                                  17,
+                                  cols,
+                                  static_cast<int64_t>(p.values.size()),
+                                  static_cast<int64_t>(p.structure.size()),
+                                  DType::kF32,
+                                  DType::kF32};
       int window = -1, steps_per_window = -1;
       ASSERT_TRUE(InferNmPattern(problem, &window, &steps_per_window));
       if (window == 0) {
@@ -159,15 +153,15 @@ TEST(CudaNmPlan, InfersThePatternFromSizes) {
         EXPECT_EQ(window, p.layout.window);
         EXPECT_EQ(steps_per_window, p.layout.steps_per_window);
       }
-      NmProblem wrong = problem;
+      LinearProblem wrong = problem;
       wrong.structure_bytes += 32;
       EXPECT_FALSE(InferNmPattern(wrong, &window, &steps_per_window));
     }
   }
 }
 
-NmProblem ProblemOf(int64_t x_rows, int64_t rows, int64_t cols, Pattern pattern, DType x,
-                    DType values) {
+LinearProblem ProblemOf(int64_t x_rows, int64_t rows, int64_t cols, Pattern pattern, DType x,
+                        DType values) {
   const int window = pattern.m <= 4 ? 4 : pattern.m <= 16 ? 16 : 32;
   const NmLayout s = NmLayoutOf(rows, cols, window, window / pattern.m * pattern.n, 0, 0);
   return {x_rows,
@@ -180,7 +174,7 @@ NmProblem ProblemOf(int64_t x_rows, int64_t rows, int64_t cols, Pattern pattern,
 }
 
 TEST(CudaNmPlan, ChoosesByRowsPatternDtypeAndDevice) {
-  constexpr NmDevice kHopper = {132, 232448}, kAda = {128, 101376};
+  constexpr DeviceLimits kHopper = {132, 232448}, kAda = {128, 101376};
   const auto kernel = [&](int64_t x_rows, Pattern pattern, DType x, DType values) {
     return PlanNmLinear(ProblemOf(x_rows, 8192, 8192, pattern, x, values), kHopper).kernel;
   };
@@ -199,7 +193,7 @@ TEST(CudaNmPlan, ChoosesByRowsPatternDtypeAndDevice) {
     EXPECT_EQ(kernel(17, pattern, DType::kBF16, DType::kF16), NmKernel::kFma);
     EXPECT_EQ(kernel(17, pattern, DType::kF32, DType::kBF16), NmKernel::kFma);
   }
-  const auto tile = [](int64_t x_rows, int64_t rows, NmDevice device) {
+  const auto tile = [](int64_t x_rows, int64_t rows, DeviceLimits device) {
     return PlanNmLinear(ProblemOf(x_rows, rows, 4096, {2, 4}, DType::kBF16, DType::kBF16), device)
         .features;
   };
@@ -213,14 +207,14 @@ TEST(CudaNmPlan, ChoosesByRowsPatternDtypeAndDevice) {
 TEST(CudaNmPlan, DecodeFillsTheDeviceAndBoundsItsParts) {
   for (const int64_t rows : {1, 300, 8192, 200000}) {
     for (const int64_t cols : {16, 700, 8192, 28672, 1 << 20}) {
-      for (const int64_t x_rows : {1, 2, 3, 7, 16}) {
+      for (const int64_t x_rows : {0, 1, 2, 3, 7, 16}) {
         const NmPlan plan = PlanNmLinear(
             ProblemOf(x_rows, rows, cols, {2, 4}, DType::kF32, DType::kBF16), {132, 232448});
         if (plan.window == 0) continue;
         ASSERT_EQ(plan.kernel, NmKernel::kDecode);
         EXPECT_GE(plan.parts, 1);
         EXPECT_LE(plan.parts, kNmMaxParts);
-        EXPECT_LE(plan.parts, NmDivideUp(cols, kDecodeSplitCols));
+        EXPECT_LE(plan.parts, DivideUp(cols, kDecodeSplitCols));
         EXPECT_LE(plan.rows_of_x, kNmDecodeRowsAtOnce);
       }
     }
@@ -249,7 +243,7 @@ TEST(CudaNmIndex, TilesAreEachTakenOnce) {
     for (const int64_t tokens : {1, 2, 13}) {
       std::set<std::pair<int64_t, int64_t>> seen;
       for (int64_t b = 0; b < features * tokens; ++b) {
-        const NmTile t = TileOfBlock(b, features, tokens);
+        const ResultTile t = TileOfBlock(b, features, tokens);
         EXPECT_TRUE(t.feature >= 0 && t.feature < features && t.token >= 0 && t.token < tokens);
         seen.insert({t.feature, t.token});
       }
@@ -284,20 +278,6 @@ TEST(CudaNmIndex, DecodeLooksUpXWithoutBankConflicts) {
 }
 
 // --- shared memory ------------------------------------------------------------------------------
-
-// The banks, of 16 bytes, that eight addresses of one 8x8 matrix meet: all eight, or ldmatrix
-// waits.
-template <typename Offset>
-void ExpectNoConflict(Offset offset) {
-  for (int matrix = 0; matrix < 4; ++matrix) {
-    std::set<int> banks;
-    for (int lane = matrix * 8; lane < matrix * 8 + 8; ++lane) {
-      EXPECT_EQ(offset(lane) % 16, 0);
-      banks.insert(offset(lane) / 16 % 8);
-    }
-    EXPECT_EQ(banks.size(), 8u);
-  }
-}
 
 TEST(CudaNmTiles, OffsetsAreAPermutationWithoutBankConflicts) {
   std::set<int> values, rows, words;
@@ -345,42 +325,13 @@ TEST(CudaNmTiles, OffsetsAreAPermutationWithoutBankConflicts) {
   for (const int features : {128, 256}) {
     std::set<int> banks;
     for (int lane = 0; lane < 32; ++lane) {
-      banks.insert((ResultToken(lane, 0) * SparseResultStride(features) + ResultFeature(lane, 0)) %
-                   32);
+      banks.insert((ResultToken(lane, 0) * ResultStride(features) + ResultFeature(lane, 0)) % 32);
     }
     EXPECT_EQ(banks.size(), 32u);
   }
 }
 
-// --- the instructions, as the PTX ISA defines them
-// ------------------------------------------------
-
-using Half = uint16_t;  // 16 bits that hold a small integer as bfloat16
-struct Register {
-  Half half[2];
-};
-struct Warp {
-  Register r[32][4];
-};
-
-// ldmatrix.m8n8.x4: matrix i from the eight rows that lanes 8 i .. 8 i + 7 address. Lane l gets
-// elements 2 (l % 4) and the next of row l / 4, or with .trans of column l / 4.
-template <typename Offset>
-Warp LoadMatrices(const std::vector<uint8_t>& shared, Offset offset, bool transposed) {
-  Warp out;
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < 4; ++i) {
-      for (int h = 0; h < 2; ++h) {
-        const int pair = 2 * (lane % 4) + h, other = lane / 4;
-        const int row = transposed ? pair : other, col = transposed ? other : pair;
-        const auto at = static_cast<size_t>(offset(8 * i + row) + 2 * col);
-        EXPECT_LE(at + 2, shared.size());
-        std::memcpy(&out.r[lane][i].half[h], shared.data() + at, 2);
-      }
-    }
-  }
-  return out;
-}
+// --- the instruction, as the PTX ISA defines it ------------------------------------------------
 
 // mma.sp::ordered_metadata.m16n8k32 with 16-bit elements, d[lane][4].
 void MmaSparse(float (&d)[32][4], const Warp& a, const Warp& b, const uint32_t (&metadata)[32],
@@ -413,42 +364,6 @@ void MmaSparse(float (&d)[32][4], const Warp& a, const Warp& b, const uint32_t (
   }
 }
 
-// mma.m16n8k16 with 16-bit elements; b0 and b1 name the registers of `b` that are the operand's.
-void Mma(float (&d)[32][4], const Warp& a, const Warp& b, int b0, int b1) {
-  float dense_a[16][16], dense_b[16][8];
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int h = 0; h < 2; ++h) {
-      const int group = lane / 4, pair = 2 * (lane % 4) + h;
-      for (int r = 0; r < 4; ++r) {
-        dense_a[group + 8 * (r & 1)][pair + 8 * (r >> 1)] = F32FromBF16(a.r[lane][r].half[h]);
-      }
-      dense_b[pair][group] = F32FromBF16(b.r[lane][b0].half[h]);
-      dense_b[pair + 8][group] = F32FromBF16(b.r[lane][b1].half[h]);
-    }
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    for (int i = 0; i < 4; ++i) {
-      for (int k = 0; k < 16; ++k) {
-        d[lane][i] += dense_a[lane / 4 + 8 * (i >> 1)][k] * dense_b[k][2 * (lane % 4) + (i & 1)];
-      }
-    }
-  }
-}
-
-// Rows of x of a tile of 64 columns in shared memory, as CopyRowsOfX leaves them; x beyond its
-// columns is zero there.
-void FillX(const std::vector<float>& x, int64_t x_rows, int64_t cols, int64_t first_row,
-           int64_t first_col, int rows, int at, std::vector<uint8_t>* shared) {
-  for (int row = 0; row < rows; ++row) {
-    for (int col = 0; col < kTileCols; ++col) {
-      const int64_t m = first_row + row, k = first_col + col;
-      const bool there = m < x_rows && k < cols;
-      const Half v = BF16FromF32(there ? x[static_cast<size_t>(m * cols + k)] : 0.0f);
-      std::memcpy(shared->data() + at + RowOffset(row, col / 8) + col % 8 * 2, &v, 2);
-    }
-  }
-}
-
 // --- the kernels' walks
 // ---------------------------------------------------------------------------
 
@@ -460,7 +375,7 @@ class CudaNmSparse : public ::testing::TestWithParam<std::tuple<Shape, int, int>
 TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
   const auto [shape, m, tile_index] = GetParam();
   const auto [x_rows, rows, cols] = shape;
-  const SparseTile tile = kSparseTiles[tile_index];
+  const TileSize tile = kSparseTiles[tile_index];
   const Packed p = Pack(rows, cols, {m / 2, m}, DType::kBF16);
   const NmLayout& s = p.layout;
   ASSERT_EQ(s.window, 4);
@@ -470,12 +385,12 @@ TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
 
   const int panels = tile.features / kNmPanelRows;
   const int words_at = panels * kPanelTileBytes, x_at = words_at + panels * 2 * kNmPanelRows * 4;
-  const int64_t feature_tiles = NmDivideUp(rows, tile.features);
-  const int64_t token_tiles = NmDivideUp(x_rows, tile.rows_of_x);
+  const int64_t feature_tiles = DivideUp(rows, tile.features);
+  const int64_t token_tiles = DivideUp(x_rows, tile.rows_of_x);
   for (int64_t block = 0; block < feature_tiles * token_tiles; ++block) {
-    const NmTile at = TileOfBlock(block, feature_tiles, token_tiles);
+    const ResultTile at = TileOfBlock(block, feature_tiles, token_tiles);
     std::vector<float> result(static_cast<size_t>(tile.features * tile.rows_of_x), 0.0f);
-    for (int64_t k = 0; k < NmDivideUp(cols, kTileCols); ++k) {
+    for (int64_t k = 0; k < DivideUp(cols, kTileCols); ++k) {
       std::vector<uint8_t> shared(
           static_cast<size_t>(SparseStageBytes(tile.features, tile.rows_of_x)), 0xee);
       for (int c = 0; c < panels * kTileSteps * 2; ++c) {
@@ -573,7 +488,7 @@ TEST_P(CudaNmPattern, ExpandedTilesMultiplyToTheProduct) {
     const int tile_steps = kTileCols / s.window * s.steps_per_window;
     const int fields = 32 / s.field_bits;
     for (int64_t first_row = 0; first_row < x_rows; first_row += kTile) {
-      for (int64_t k = 0; k < NmDivideUp(cols, kTileCols); ++k) {
+      for (int64_t k = 0; k < DivideUp(cols, kTileCols); ++k) {
         std::vector<uint8_t> shared(2 * kTile * kTileCols * 2, 0);
         const int x_at = kTile * kTileCols * 2;
         for (int panel = 0; panel < kTile / kNmPanelRows && panel < s.panels; ++panel) {
@@ -693,7 +608,7 @@ TEST_P(CudaNmPattern, TilesOf32ColumnsRebuildTheMatrix) {
   const int tile_steps = 32 / s.window * s.steps_per_window, fields = 32 / s.field_bits;
   std::vector<float> dense(p.dense.size(), 0.0f);
   for (int64_t panel = 0; panel < s.panels; ++panel) {
-    for (int64_t k = 0; k < NmDivideUp(p.cols, 32); ++k) {
+    for (int64_t k = 0; k < DivideUp(p.cols, 32); ++k) {
       for (int j = 0; j < tile_steps && k * tile_steps + j < s.steps; ++j) {
         const int64_t step = k * tile_steps + j;
         for (int row = 0; row < kNmPanelRows; ++row) {

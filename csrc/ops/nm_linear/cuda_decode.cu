@@ -136,16 +136,6 @@ __global__ void __launch_bounds__(kThreads) DecodeKernel(const NmCudaArgs a) {
   }
 }
 
-__global__ void AddPartsKernel(const NmCudaArgs a) {
-  const bool consistent = LayoutOnDevice(a).consistent;
-  const int64_t n = a.problem.x_rows * a.problem.rows;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= n) return;
-  float sum = 0.0f;
-  for (int part = 0; part < a.plan.parts; ++part) sum += a.partial[part * n + i];
-  StoreFloat(a.y, i, a.problem.x_dtype, Finish(a, consistent, i % a.problem.rows, sum));
-}
-
 template <typename V>
 void LaunchForRows(const NmCudaArgs& a, dim3 grid, cudaStream_t stream) {
   switch (a.plan.rows_of_x) {
@@ -159,8 +149,8 @@ void LaunchForRows(const NmCudaArgs& a, dim3 grid, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t LaunchDecode(const NmCudaArgs& a, cudaStream_t stream) {
-  const dim3 grid(static_cast<unsigned>(NmDivideUp(a.problem.rows, a.plan.features)),
-                  static_cast<unsigned>(NmDivideUp(a.problem.x_rows, a.plan.rows_of_x)),
+  const dim3 grid(static_cast<unsigned>(DivideUp(a.problem.rows, a.plan.features)),
+                  static_cast<unsigned>(DivideUp(a.problem.x_rows, a.plan.rows_of_x)),
                   static_cast<unsigned>(a.plan.parts));
   switch (a.problem.value_dtype) {
     case DType::kF32: LaunchForRows<float>(a, grid, stream); break;
@@ -169,10 +159,7 @@ cudaError_t LaunchDecode(const NmCudaArgs& a, cudaStream_t stream) {
     case DType::kI8: LaunchForRows<int8_t>(a, grid, stream); break;
   }
   const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) return error;
-  const int64_t n = a.problem.x_rows * a.problem.rows;
-  AddPartsKernel<<<static_cast<unsigned>(NmDivideUp(n, 256)), 256, 0, stream>>>(a);
-  return cudaGetLastError();
+  return error == cudaSuccess ? LaunchAddParts(a, stream) : error;
 }
 
 }  // namespace sparsekern::cuda

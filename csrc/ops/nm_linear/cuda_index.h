@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "base/cuda/host_device.h"
+#include "base/cuda/tiles.h"
 
 namespace sparsekern::cuda {
 
@@ -31,8 +31,6 @@ SPARSEKERN_HOST_DEVICE int NmFieldBits(int window) {
   return window == 4 ? 2 : window == 16 ? 4 : 8;
 }
 
-SPARSEKERN_HOST_DEVICE int64_t NmDivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // The layout of a rows x cols matrix with windows of `window` columns that keep steps_per_window;
 // `consistent` says whether the arrays have its sizes.
 SPARSEKERN_HOST_DEVICE NmLayout NmLayoutOf(int64_t rows, int64_t cols, int window,
@@ -44,9 +42,9 @@ SPARSEKERN_HOST_DEVICE NmLayout NmLayoutOf(int64_t rows, int64_t cols, int windo
   s.window = window;
   s.field_bits = NmFieldBits(window);
   s.steps_per_window = steps_per_window;
-  s.steps = NmDivideUp(cols, window) * steps_per_window;
-  s.words = NmDivideUp(s.steps * s.field_bits, 32);
-  s.panels = NmDivideUp(rows, kNmPanelRows);
+  s.steps = DivideUp(cols, window) * steps_per_window;
+  s.words = DivideUp(s.steps * s.field_bits, 32);
+  s.panels = DivideUp(rows, kNmPanelRows);
   s.consistent = steps_per_window >= 1 && steps_per_window < window &&
                  structure_bytes == kNmHeaderBytes + s.panels * s.words * kNmPanelRows * 4 &&
                  value_count == s.panels * s.steps * kNmPanelRows;
@@ -118,14 +116,13 @@ struct NmColumns {
   int64_t begin, end;
 };
 SPARSEKERN_HOST_DEVICE NmColumns DecodePart(int64_t cols, int part, int parts) {
-  const int64_t units = NmDivideUp(cols, kDecodeSplitCols);
+  const int64_t units = DivideUp(cols, kDecodeSplitCols);
   return NmColumns{units * part / parts * kDecodeSplitCols,
                    units * (part + 1) / parts * kDecodeSplitCols};
 }
 
 // --- tiles of the batch kernels -----------------------------------------------------------------
 
-constexpr int kTileCols = 64;                  // columns of W and x at a time
 constexpr int kTileSteps = kTileCols / 4 * 2;  // kept weights of a row in them, at 2:4
 constexpr int kPanelTileBytes = kTileSteps * kNmPanelRows * 2;
 
@@ -134,11 +131,6 @@ constexpr int kPanelTileBytes = kTileSteps * kNmPanelRows * 2;
 // 32 different banks.
 SPARSEKERN_HOST_DEVICE int ValueOffset(int panel, int step, int half) {
   return panel * kPanelTileBytes + step * 32 + (half ^ ((step >> 2) & 1)) * 16;
-}
-// Of columns 8 chunk .. 8 chunk + 7 of a row of 64 16-bit elements. Chunks are permuted within the
-// row, so that one chunk of eight rows is in 32 different banks.
-SPARSEKERN_HOST_DEVICE int RowOffset(int row, int chunk) {
-  return row * (kTileCols * 2) + (chunk ^ (row & 7)) * 16;
 }
 // Of the word of a lane; the tile holds two words a row.
 SPARSEKERN_HOST_DEVICE int WordOffset(int panels, int panel, int word, int lane) {
@@ -156,9 +148,6 @@ struct ValueAddress {
 SPARSEKERN_HOST_DEVICE ValueAddress SparseAOfLane(int lane) {
   return ValueAddress{(lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1};
 }
-struct RowAddress {
-  int row, chunk;
-};
 // ... for B: rows of x 0-7, columns 0-7, 8-15, 16-23, 24-31.
 SPARSEKERN_HOST_DEVICE RowAddress SparseBOfLane(int lane) {
   return RowAddress{lane & 7, lane >> 3};
@@ -179,37 +168,6 @@ SPARSEKERN_HOST_DEVICE uint32_t Metadata(uint32_t upper, uint32_t lower, int lan
 SPARSEKERN_HOST_DEVICE uint32_t OrderedMetadata(uint32_t metadata) {
   const uint32_t used = metadata | (metadata >> 1) | (metadata >> 2) | (metadata >> 3);
   return metadata | ((~used & 0x11111111u) << 2);
-}
-
-// Element i (0 .. 3) of the result in a lane: row of W and row of x within 16 x 8.
-SPARSEKERN_HOST_DEVICE int ResultFeature(int lane, int i) { return lane / 4 + (i >> 1) * 8; }
-SPARSEKERN_HOST_DEVICE int ResultToken(int lane, int i) { return lane % 4 * 2 + (i & 1); }
-
-// --- mma.m16n8k16, 16-bit, both operands as rows of 64
-// --------------------------------------------
-
-// A: (rows 0-7, columns 0-7), (8-15, 0-7), (0-7, 8-15), (8-15, 8-15).
-SPARSEKERN_HOST_DEVICE RowAddress DenseAOfLane(int lane) {
-  return RowAddress{(lane & 7) + ((lane >> 3) & 1) * 8, lane >> 4};
-}
-// B, two operands: rows of x 0-7 with columns 0-7, 8-15; rows 8-15 with the same.
-SPARSEKERN_HOST_DEVICE RowAddress DenseBOfLane(int lane) {
-  return RowAddress{(lane & 7) + (lane >> 4) * 8, (lane >> 3) & 1};
-}
-
-// --- order of tiles
-// -------------------------------------------------------------------------------
-
-struct NmTile {
-  int64_t feature, token;
-};
-// Tile `block` of features x tokens: through the tokens in stripes of eight features, so that the
-// blocks at work at a time share both operands in the second-level cache.
-SPARSEKERN_HOST_DEVICE NmTile TileOfBlock(int64_t block, int64_t features, int64_t tokens) {
-  const int64_t stripe = block / (8 * tokens);
-  const int64_t within = block - stripe * 8 * tokens;
-  const int64_t wide = features - stripe * 8 < 8 ? features - stripe * 8 : 8;
-  return NmTile{stripe * 8 + within % wide, within / wide};
 }
 
 }  // namespace sparsekern::cuda

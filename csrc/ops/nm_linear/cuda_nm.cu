@@ -5,14 +5,6 @@
 namespace sparsekern::cuda {
 namespace {
 
-__global__ void PadRowsKernel(const uint16_t* from, int64_t from_stride, int64_t rows, int64_t cols,
-                              uint16_t* to, int64_t to_cols) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= rows * to_cols) return;
-  const int64_t row = i / to_cols, col = i % to_cols;
-  to[i] = col < cols ? from[row * from_stride + col] : uint16_t{0};
-}
-
 const char* TextOf(cudaError_t error) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
@@ -28,15 +20,6 @@ const char* NmLinear(const NmCudaArgs& a, void* stream) {
     case NmKernel::kFma: return TextOf(LaunchFma(a, on));
   }
   return TextOf(cudaErrorInvalidValue);
-}
-
-const char* PadRows(const void* from, int64_t from_stride, int64_t rows, int64_t cols, void* to,
-                    int64_t to_cols, void* stream) {
-  PadRowsKernel<<<static_cast<unsigned>(NmDivideUp(rows * to_cols, 256)), 256, 0,
-                  static_cast<cudaStream_t>(stream)>>>(static_cast<const uint16_t*>(from),
-                                                       from_stride, rows, cols,
-                                                       static_cast<uint16_t*>(to), to_cols);
-  return TextOf(cudaGetLastError());
 }
 
 }  // namespace sparsekern::cuda

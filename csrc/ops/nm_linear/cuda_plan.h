@@ -18,17 +18,6 @@ enum class NmKernel {
   kFma,        // any pattern, any dtypes, fp32 multiply-adds
 };
 
-struct NmProblem {
-  int64_t x_rows, rows, cols;
-  int64_t value_count, structure_bytes;
-  DType x_dtype, value_dtype;
-};
-
-// Of the device. multiprocessors >= 1; shared_bytes: the most that a block of threads may have.
-struct NmDevice {
-  int multiprocessors, shared_bytes;
-};
-
 struct NmPlan {
   bool possible = false;  // whether any pattern has arrays of these sizes
   NmKernel kernel = NmKernel::kFma;
@@ -48,30 +37,24 @@ SPARSEKERN_HOST_DEVICE constexpr int SparseStageBytes(int features, int rows_of_
   return features / kNmPanelRows * (kPanelTileBytes + 2 * kNmPanelRows * 4) +
          rows_of_x * kTileCols * 2;
 }
-// And afterwards the result in fp32, rows padded against bank conflicts.
-SPARSEKERN_HOST_DEVICE constexpr int SparseResultStride(int features) { return features + 4; }
+// And afterwards the result in fp32.
 constexpr int SparseSharedBytes(int features, int rows_of_x) {
   return std::max(kSparseStages * SparseStageBytes(features, rows_of_x),
-                  rows_of_x * SparseResultStride(features) * 4);
+                  rows_of_x * ResultStride(features) * 4);
 }
 
 // A larger tile reads less of both operands, a smaller one fills a device that has more
 // multiprocessors than there are large tiles.
-struct SparseTile {
-  int features, rows_of_x;
-};
-constexpr SparseTile kSparseTiles[] = {{256, 128}, {128, 64}};
-constexpr SparseTile kDenseTile = {128, 128};
-constexpr SparseTile kFmaTile = {64, 64};
+constexpr TileSize kSparseTiles[] = {{256, 128}, {128, 64}};
 
 // The window and the steps in it from the sizes of the arrays: 0 where several windows fit, which
 // only matrices of up to eight kept weights a row allow; false where none does.
-inline bool InferNmPattern(const NmProblem& p, int* window, int* steps_per_window) {
-  const int64_t panels = NmDivideUp(p.rows, kNmPanelRows);
+inline bool InferNmPattern(const LinearProblem& p, int* window, int* steps_per_window) {
+  const int64_t panels = DivideUp(p.rows, kNmPanelRows);
   const int64_t steps = p.value_count / (panels * kNmPanelRows);
   int found = 0;
   for (const int w : {4, 16, 32}) {
-    const int64_t windows = NmDivideUp(p.cols, w);
+    const int64_t windows = DivideUp(p.cols, w);
     const int64_t per_window = steps / windows;
     if (per_window < 1 || per_window >= w) continue;
     const NmLayout s = NmLayoutOf(p.rows, p.cols, w, static_cast<int>(per_window),
@@ -85,14 +68,10 @@ inline bool InferNmPattern(const NmProblem& p, int* window, int* steps_per_windo
   return found > 0;
 }
 
-inline int64_t NmTiles(const NmProblem& p, SparseTile tile) {
-  return NmDivideUp(p.rows, tile.features) * NmDivideUp(p.x_rows, tile.rows_of_x);
-}
-
-inline NmPlan PlanNmLinear(const NmProblem& p, const NmDevice& device) {
+inline NmPlan PlanNmLinear(const LinearProblem& p, const DeviceLimits& device) {
   NmPlan plan;
   plan.possible = InferNmPattern(p, &plan.window, &plan.steps_per_window);
-  const auto use = [&plan](NmKernel kernel, SparseTile tile) {
+  const auto use = [&plan](NmKernel kernel, TileSize tile) {
     plan.kernel = kernel;
     plan.features = tile.features;
     plan.rows_of_x = tile.rows_of_x;
@@ -102,18 +81,19 @@ inline NmPlan PlanNmLinear(const NmProblem& p, const NmDevice& device) {
     use(NmKernel::kDecode, {kDecodeWarps * kNmPanelRows, rows_of_x});
     // Four blocks of threads for each multiprocessor keep enough loads under way; more parts mean
     // more sums to add up.
-    const int64_t blocks = NmTiles(p, {plan.features, plan.rows_of_x});
-    const int64_t wanted = NmDivideUp(4 * int64_t{device.multiprocessors}, blocks);
-    const int64_t most = NmDivideUp(p.cols, 2 * kDecodeSplitCols);
+    const int64_t blocks =
+        std::max<int64_t>(1, CountTiles(p, {plan.features, plan.rows_of_x}));  // x may be empty
+    const int64_t wanted = DivideUp(4 * int64_t{device.multiprocessors}, blocks);
+    const int64_t most = DivideUp(p.cols, 2 * kDecodeSplitCols);
     plan.parts = static_cast<int>(std::min({wanted, most, int64_t{kNmMaxParts}}));
     return plan;
   }
   const bool half_x = p.x_dtype == DType::kBF16 || p.x_dtype == DType::kF16;
   if (half_x && p.value_dtype == p.x_dtype && plan.window == 4 && plan.steps_per_window == 2) {
-    for (const SparseTile tile : kSparseTiles) {
+    for (const TileSize tile : kSparseTiles) {
       const bool last = tile.features == kSparseTiles[1].features;
       const bool fits = SparseSharedBytes(tile.features, tile.rows_of_x) <= device.shared_bytes;
-      if (fits && (last || NmTiles(p, tile) >= device.multiprocessors)) {
+      if (fits && (last || CountTiles(p, tile) >= device.multiprocessors)) {
         use(NmKernel::kSparseMma, tile);
         return plan;
       }

@@ -50,7 +50,7 @@ struct Tile {
 
 // Tile `k` of columns into a stage.
 template <int Features, int Tokens>
-__device__ __forceinline__ void CopyStage(const NmCudaArgs& a, const NmLayout& s, NmTile at,
+__device__ __forceinline__ void CopyStage(const NmCudaArgs& a, const NmLayout& s, ResultTile at,
                                           int64_t k, uint32_t stage) {
   using T = Tile<Features, Tokens>;
   constexpr int kValueChunks = T::kPanels * kTileSteps * 2;
@@ -89,15 +89,15 @@ __global__ void __launch_bounds__(Tile<Features, Tokens>::kThreads)
 
   const NmLayout s = NmLayoutOf(a.problem.rows, a.problem.cols, 4, 2, a.problem.structure_bytes,
                                 a.problem.value_count);
-  const NmTile at = TileOfBlock(blockIdx.x, NmDivideUp(a.problem.rows, Features),
-                                NmDivideUp(a.problem.x_rows, Tokens));
+  const ResultTile at = TileOfBlock(blockIdx.x, DivideUp(a.problem.rows, Features),
+                                    DivideUp(a.problem.x_rows, Tokens));
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int first_panel = warp / 2 * kWarpPanels;
   const int first_token = warp % 2 * T::kWarpTokens;
 
   float sum[kWarpPanels][kColumns][4] = {};
-  const int64_t tiles = NmDivideUp(a.problem.cols, kTileCols);
+  const int64_t tiles = DivideUp(a.problem.cols, kTileCols);
 #pragma unroll
   for (int stage = 0; stage < kSparseStages - 1; ++stage) {
     if (stage < tiles) {
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(Tile<Features, Tokens>::kThreads)
   __syncthreads();  // the stages become the result
 
   auto* result = reinterpret_cast<float*>(shared);
-  constexpr int kStride = SparseResultStride(Features);
+  constexpr int kStride = ResultStride(Features);
 #pragma unroll
   for (int i = 0; i < kWarpPanels; ++i) {
 #pragma unroll
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(Tile<Features, Tokens>::kThreads)
     }
   }
   __syncthreads();
-  StoreTile<E, Features, Tokens, T::kThreads>(a, at, result, kStride);
+  StoreTile<E, Features, Tokens, T::kThreads>(a, Consistent(a), at, result, kStride);
 }
 
 template <typename E, int Features, int Tokens>
@@ -180,14 +180,14 @@ cudaError_t LaunchTile(const NmCudaArgs& a, cudaStream_t stream) {
   const cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   if (error != cudaSuccess) return error;
-  const int64_t tiles = NmTiles(a.problem, {Features, Tokens});
+  const int64_t tiles = CountTiles(a.problem, {Features, Tokens});
   kernel<<<static_cast<unsigned>(tiles), Tile<Features, Tokens>::kThreads, kBytes, stream>>>(a);
   return cudaGetLastError();
 }
 
 template <typename E>
 cudaError_t LaunchFor(const NmCudaArgs& a, cudaStream_t stream) {
-  constexpr SparseTile kLarge = kSparseTiles[0], kSmall = kSparseTiles[1];
+  constexpr TileSize kLarge = kSparseTiles[0], kSmall = kSparseTiles[1];
   return a.plan.features == kLarge.features
              ? LaunchTile<E, kLarge.features, kLarge.rows_of_x>(a, stream)
              : LaunchTile<E, kSmall.features, kSmall.rows_of_x>(a, stream);
