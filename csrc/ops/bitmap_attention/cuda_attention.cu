@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Decode attention over pages and window, from sm_80 on. Memory-bound: its limit is the pages'
-// bytes over the memory bandwidth, and what it must not exceed on the way there is about 60
-// instructions of a warp for a token of 128 channels (an H200 at 4 TB/s).
+// Decode attention over pages and window, from sm_80 on. Its limit is the pages' bytes over the
+// memory bandwidth at half the channels kept; below that instructions: by count 55 to 60 of a warp
+// for a token of 128 channels, of 65 and 47 that an H200 has time for at 50 and 70 % sparsity.
 //
 // A warp takes tiles of 16 tokens of one sequence and KV head, for up to 8 query heads, and keeps
 // its sums in registers. The kept values of the next tile are on their way to shared memory
@@ -15,6 +15,7 @@
 // depends on sizes and on the sequence's length: results are deterministic.
 #include <cuda_runtime.h>
 
+#include "base/cuda/dense_mma.h"
 #include "base/cuda/numbers.h"
 #include "ops/bitmap_attention/cuda_attention.h"
 
@@ -66,38 +67,6 @@ __device__ __forceinline__ uint32_t Transposed(uint32_t matrix) {
   uint32_t out;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(out) : "r"(matrix));
   return out;
-}
-
-template <typename E>
-__device__ __forceinline__ void Mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
-                                    uint32_t b1) {
-  if constexpr (__is_same(E, __half)) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  } else {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-  }
-}
-
-__device__ __forceinline__ void Copy16(uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(to),
-               "l"(__cvta_generic_to_global(from))
-               : "memory");
-}
-
-__device__ __forceinline__ void CommitCopies() {
-  asm volatile("cp.async.commit_group;\n" ::: "memory");
-}
-template <int Left>
-__device__ __forceinline__ void WaitCopies() {
-  asm volatile("cp.async.wait_group %0;\n" ::"n"(Left) : "memory");
 }
 
 // Values in shared memory, as KvTake's pointers are; of 16 bits with predicates, which the compiler
@@ -213,7 +182,7 @@ class Warp {
         for (int i = 0; i < kSteps; ++i) {
           uint32_t a[4];
           KvKFragment(k, share.k_bits, i, a);
-          Mma<E>(s, a, q_operand_[i][0], q_operand_[i][1]);
+          Multiply<E>(s, a, q_operand_[i][0], q_operand_[i][1]);
         }
       }
     } else {
@@ -261,8 +230,8 @@ class Warp {
       for (int i = 0; i < kSteps; ++i) {
         uint32_t a[4];
         KvVFragment(v, share.v_bits, i, a);
-        Mma<E>(acc_[i], a, high[0], high[1]);
-        Mma<E>(acc_[i], a, low[0], low[1]);
+        Multiply<E>(acc_[i], a, high[0], high[1]);
+        Multiply<E>(acc_[i], a, low[0], low[1]);
       }
     } else {
       AddValues(share, v, s);
@@ -383,7 +352,7 @@ template <typename E, int DP>
 __global__ void __launch_bounds__(kThreads, kBlocks<E, DP>)
     PartsKernel(const __grid_constant__ Call call) {
   using Element = BitsOf<E>;
-  extern __shared__ __align__(16) uint8_t shared[];
+  extern __shared__ __align__(128) uint8_t shared[];
   const KvPages& p = call.pages;
   const BitmapAttentionArgs& a = call.args;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -450,13 +419,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<E, DP>)
     const uint8_t* k = from + first * k_bytes;
     SPARSEKERN_ROLLED
     for (int i = lane; i < k_bytes; i += 32) {
-      Copy16(to + static_cast<uint32_t>(KvCopyTo(i, call.k_reciprocal)), k + 16 * i);
+      CopyAsync(to + static_cast<uint32_t>(KvCopyTo(i, call.k_reciprocal)), k + 16 * i, true);
     }
     const uint8_t* v = from + p.v_values + first * v_bytes;
     const uint32_t v_to = to + static_cast<uint32_t>(KvTileBytes(k_bytes));
     SPARSEKERN_ROLLED
     for (int i = lane; i < v_bytes; i += 32) {
-      Copy16(v_to + static_cast<uint32_t>(KvCopyTo(i, call.v_reciprocal)), v + 16 * i);
+      CopyAsync(v_to + static_cast<uint32_t>(KvCopyTo(i, call.v_reciprocal)), v + 16 * i, true);
     }
   };
   // The window is a few tiles at the end, which are not copied ahead.
@@ -472,9 +441,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<E, DP>)
           ((b * p.kv_heads + h) * a.window_slots + slot) * dense_bytes + i % copies * 16;
       const uint32_t to =
           memory + static_cast<uint32_t>(row * KvRowStride(dense_bytes) + i % copies * 16);
-      Copy16(to, static_cast<const uint8_t*>(a.window_k) + at);
-      Copy16(to + static_cast<uint32_t>(KvTileBytes(dense_bytes)),
-             static_cast<const uint8_t*>(a.window_v) + at);
+      CopyAsync(to, static_cast<const uint8_t*>(a.window_k) + at, true);
+      CopyAsync(to + static_cast<uint32_t>(KvTileBytes(dense_bytes)),
+                static_cast<const uint8_t*>(a.window_v) + at, true);
     }
   };
 
