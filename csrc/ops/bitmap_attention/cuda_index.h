@@ -189,6 +189,15 @@ SPARSEKERN_HOST_DEVICE uint32_t KvTake(const Element*& next, uint32_t kept) {
   return bits;
 }
 
+// Two elements of 16 bits in a register.
+SPARSEKERN_HOST_DEVICE uint32_t KvPair(uint32_t low, uint32_t high) {
+#if defined(__CUDA_ARCH__)
+  return __byte_perm(low, high, 0x5410);
+#else
+  return low | high << 16;
+#endif
+}
+
 // Operand A of step i of 16 channels of K: rows are tokens. next, bits: of the lane's two rows.
 template <typename Stream, typename Bits>
 SPARSEKERN_EMULATED void KvKFragment(Stream (&next)[2], const Bits (&bits)[2], int i,
@@ -196,7 +205,7 @@ SPARSEKERN_EMULATED void KvKFragment(Stream (&next)[2], const Bits (&bits)[2], i
   for (int r = 0; r < 4; ++r) {
     const int row = r % 2, channel = 4 * i + r / 2 * 2;
     const uint32_t low = KvTake(next[row], KvBit(bits[row], channel));
-    a[r] = low | KvTake(next[row], KvBit(bits[row], channel + 1)) << 16;
+    a[r] = KvPair(low, KvTake(next[row], KvBit(bits[row], channel + 1)));
   }
 }
 
@@ -208,7 +217,8 @@ SPARSEKERN_EMULATED void KvVFragment(Stream (&next)[4], const KvVBits (&bits)[4]
   for (int c = 0; c < 2; ++c) {
     for (int r = 0; r < 2; ++r) {
       const uint32_t low = KvTake(next[2 * r], KvBit(bits[2 * r], 2 * i + c));
-      a[2 * r + c] = low | KvTake(next[2 * r + 1], KvBit(bits[2 * r + 1], 2 * i + c)) << 16;
+      const uint32_t high = KvTake(next[2 * r + 1], KvBit(bits[2 * r + 1], 2 * i + c));
+      a[2 * r + c] = KvPair(low, high);
     }
   }
 }
