@@ -57,6 +57,54 @@ def check(w: sk.GQSTensor, x: torch.Tensor, bias=None, activation: str = "none")
     assert_close(y.double().reshape(-1, rows).numpy(), expected, name, activation, what=what)
 
 
+def rounded(x: torch.Tensor, group: int) -> torch.Tensor:
+    """Groups of x as multiples of max |group| / 127, in float32 as the specification has them."""
+    wide = torch.nn.functional.pad(x.float(), (0, -x.shape[-1] % group)).unflatten(-1, (-1, group))
+    most = wide.abs().amax(-1, keepdim=True)
+    inverse = torch.where(most > 2.0**-100, torch.full_like(most, 127) / most, 0.0)
+    whole = (wide * inverse).round()
+    return (whole.double() * (most / 127).double()).flatten(-2)[..., : x.shape[-1]]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize(("bits", "group"), [(2, 16), (4, 16), (4, 64), (8, 128)])
+def test_int8_activations(int8_isa, threads, bits, group, zeros):
+    w = random_gqs(40, 300, bits, group, zeros=zeros)
+    dense = w.to_dense().double().numpy()
+    mask = w.group_mask().repeat_interleave(group, 1)[:, :300].numpy()
+    for x_rows in (1, 4, 9, 33):
+        for dtype in ("float32", "bfloat16"):
+            x = activations((x_rows, 300), dtype, x_rows)
+            expected = oracle.linear(rounded(x, group).numpy(), dense, mask)
+            y = ops.gqs_linear(x, w, int8_activations=True)
+            assert_close(y.double().numpy(), expected, dtype, c=2.0, what=f"{w}, {x_rows} rows")
+
+
+def test_the_layer_keeps_int8_activations(tmp_path):
+    layer = sk.nn.GQSLinear.from_dense(torch.nn.Linear(64, 20))
+    assert not layer.int8_activations
+    layer.int8_activations = True
+    assert "int8_activations=True" in repr(layer)
+    model = torch.nn.Sequential(layer)
+    sk.save_file(model, tmp_path / "m.safetensors")
+    loaded = torch.nn.Sequential(torch.nn.Linear(64, 20))
+    sk.load_file(loaded, tmp_path / "m.safetensors")
+    assert loaded[0].int8_activations
+    x = activations((5, 64))
+    assert torch.equal(loaded(x), model(x))
+    assert not torch.equal(loaded(x), ops.gqs_linear(x, layer.weight, layer.bias))
+
+
+def test_gradients_pass_the_rounding(isa):
+    w = random_gqs(20, 70)
+    grads = []
+    for on in (False, True):
+        x = activations((4, 70)).requires_grad_()
+        ops.gqs_linear(x, w, int8_activations=on).sum().backward()
+        grads.append(x.grad)
+    assert torch.equal(*grads)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("group", [16, 32, 64, 128])
 def test_kinds(isa, bits, group):

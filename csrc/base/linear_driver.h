@@ -73,8 +73,8 @@ struct BatchOf {
 
 // All of y, x tile by x tile, each packed once by the thread that needs it. make_scratch(width)
 // answers what a thread needs for tiles up to that width: ok(), x[padded_cols][width] and
-// y[panel_rows][width] at least; sums(first, n, width_index, &scratch) makes y for n rows of the
-// matrix; cut is that of ForEachPart.
+// y[panel_rows][width] at least, and Packed(width) if x is not ready when packed; sums(first, n,
+// width_index, &scratch) makes y for n rows of the matrix; cut is that of ForEachPart.
 template <typename MakeScratch, typename Cut, typename Sums>
 Status RunBatch(const BatchOf& of, const TileKernels& tiles, const XTiles& x_tiles,
                 const LinearArgs& a, const ParallelFor& parallel_for, const Cut& cut,
@@ -99,6 +99,7 @@ Status RunBatch(const BatchOf& of, const TileKernels& tiles, const XTiles& x_til
                              scratch.x.data());
       std::memset(scratch.x.data() + of.cols * width, 0,
                   sizeof(float) * static_cast<size_t>((of.padded_cols - of.cols) * width));
+      if constexpr (requires { scratch.Packed(width); }) scratch.Packed(width);
       for (int64_t p = panel_begin; p < panel_end; ++p) {
         const int64_t first = p * of.panel_rows;
         const int64_t n = std::min(of.panel_rows, of.rows - first);

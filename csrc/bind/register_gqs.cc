@@ -157,12 +157,12 @@ py::dict Info(const py::array& structure) {
   return info;
 }
 
-std::string Kernel(const py::array& structure, int64_t x_rows) {
+std::string Kernel(const py::array& structure, int64_t x_rows, bool int8_activations) {
   GqsMatrix w;
   w.structure = Parse("gqs_kernel", structure);
   IsaMask mask = 0;
   Raise(ActiveIsa(&mask));
-  return GqsLinearKernelName(w, x_rows, mask);
+  return GqsLinearKernelName(w, x_rows, mask, int8_activations);
 }
 
 }  // namespace
@@ -187,6 +187,7 @@ void RegisterGqs(py::module_& m) {
   m.def("gqs_info", &Info, py::arg("structure"),
         "The header's fields and the sizes that follow from them.");
   m.def("gqs_kernel", &Kernel, py::arg("structure"), py::arg("x_rows"),
+        py::arg("int8_activations") = false,
         "Name of the kernel that selection picks for x_rows rows of x under the active ISA mask.");
 }
 

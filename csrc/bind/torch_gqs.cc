@@ -24,7 +24,8 @@ GqsScale ScaleKind(const char* op, const Tensor& scale) {
 }
 
 Tensor GqsLinearOp(const Tensor& x, const Tensor& values, const Tensor& structure,
-                   const Tensor& scale, const MaybeTensor& bias, int64_t rows, int64_t activation) {
+                   const Tensor& scale, const MaybeTensor& bias, int64_t rows, int64_t activation,
+                   bool int8_activations) {
   constexpr const char* kOp = "gqs_linear";
   CheckCpu(kOp, "x", x);
   CheckStructure(kOp, structure);
@@ -45,6 +46,7 @@ Tensor GqsLinearOp(const Tensor& x, const Tensor& values, const Tensor& structur
   w.scale = scale.const_data_ptr();
   LinearArgs args;
   const LinearCall call(kOp, x, bias, rows, w.structure.cols, activation, &args);
+  args.int8_x = int8_activations;
   ThrowIfError(GqsLinear(w, args, TorchParallelFor()));
   return call.y;
 }
@@ -55,7 +57,7 @@ Tensor GqsLinearOp(const Tensor& x, const Tensor& values, const Tensor& structur
 STABLE_TORCH_LIBRARY_FRAGMENT(sparsekern, m) {
   m.def(
       "gqs_linear(Tensor x, Tensor values, Tensor structure, Tensor scale, Tensor? bias, int rows, "
-      "int activation=0) -> Tensor");
+      "int activation=0, bool int8_activations=False) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sparsekern, CPU, m) {

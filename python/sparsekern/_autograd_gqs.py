@@ -3,7 +3,8 @@
 
 Codes are constants: E2E-OQP of GQSA (arXiv 2412.17560, section 3.3) trains scales and zero-points
 alone. With w = (q - z) s in a group and D = dL/dW = grad^T x: dL/ds = sum D (q - z) and
-dL/dz = -s sum D. W^T has no groups along its rows, so that no kernel here multiplies with it.
+dL/dz = -s sum D. Rounding of x to int8 counts as none. W^T has no groups along its rows, so that
+no kernel here multiplies with it.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _gqs_scale_gradient_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, values, structure, scale, bias, rows, activation = inputs
+    x, values, structure, scale, bias, rows, activation, _ = inputs  # the last: int8_activations
     known: Activation = ACTIVATIONS[activation]
     result = output if known.saves_result and known.name != "none" else None
     uses_x = scale.requires_grad or not known.saves_result
@@ -105,7 +106,7 @@ def _backward(ctx: Any, grad: Tensor) -> _Grads:
     if not activation.saves_result:
         result = _ops.gqs_linear(x, values, structure, scale, bias, ctx.rows)
     grad = activation.gradient(grad, result)
-    grads: list[Tensor | None] = [None] * 7
+    grads: list[Tensor | None] = [None] * 8
     cols = ctx.shape[-1]
     if ctx.needs_input_grad[0]:
         grads[0] = _ops.gqs_linear_transposed(grad, values, structure, scale, cols)

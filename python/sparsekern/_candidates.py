@@ -78,7 +78,7 @@ def candidates_for(
         policy: of convert_; with "fastest" a float32 weight gets dense bfloat16 as one that is
             measured only.
         packed: whether packed forms are wanted.
-        int8_activations: whether those with int8 values take x in int8 too.
+        int8_activations: whether those with int8 values, or quantized groups, take x in int8.
         quantize: the groups that a linear layer's weight may be quantized in, or None.
     """
     assert site.dense is not None
@@ -99,7 +99,7 @@ def candidates_for(
                 result += [_packed_nm(site, dtype, *pattern) for pattern in patterns]
                 result += [_packed_bitmap(site, dtype)] if bitmap else []
         if quantize is not None and linear and bool(site.dense.isfinite().all()):
-            result.append(_packed_gqs(site, quantize))
+            result.append(_packed_gqs(site, quantize, int8_activations))
     casts = [d for d in allowed if d.is_floating_point and d.itemsize < own.itemsize]
     for dtype in casts:
         result.append(_cast(site, dtype, allowed=True))
@@ -178,7 +178,7 @@ def _packed_nm(site: Site, dtype: torch.dtype, n: int, m: int) -> Candidate:
     return Candidate(label, "nm", 1, tuple(modules), packed.nbytes)
 
 
-def _packed_gqs(site: Site, quantize: GQS) -> Candidate:
+def _packed_gqs(site: Site, quantize: GQS, int8_x: bool) -> Candidate:
     """Groups of zeros are pruned, whatever sparsity the pattern names; the others are quantized."""
     assert site.dense is not None
     largest = float(site.dense.abs().max())
@@ -197,8 +197,10 @@ def _packed_gqs(site: Site, quantize: GQS) -> Candidate:
     for module in site.modules:
         bias = module.bias
         assert bias is None or isinstance(bias, Tensor)
-        modules.append(GQSLinear.from_packed(packed, bias).train(module.training))
-    label = f"gqs w{quantize.bits}g{quantize.group}"
+        layer = GQSLinear.from_packed(packed, bias)
+        layer.int8_activations = int8_x
+        modules.append(layer.train(module.training))
+    label = f"gqs w{quantize.bits}g{quantize.group}{', int8 x' if int8_x else ''}"
     return Candidate(label, "gqs", 1, tuple(modules), packed.nbytes)
 
 

@@ -112,11 +112,11 @@ class LayerSpec:
                     f"{', '.join(map(str, allowed))}, got {got!r}; a newer sparsekern may read it"
                 )
         if raw["int8_activations"] and (
-            raw["dtype"] != "int8" or not raw["kind"].startswith("csr_")
+            raw["dtype"] != "int8" or not raw["kind"].startswith(("csr_", "gqs_"))
         ):
             raise CheckpointError(
                 f"checkpoint: int8_activations of layer {name!r} must come with int8 values of "
-                f"csr, got {raw['dtype']} of {raw['kind']}"
+                f"csr or gqs, got {raw['dtype']} of {raw['kind']}"
             )
         shape = raw.get("shape")
         if (

@@ -131,6 +131,7 @@ def _gqs_linear_fake(
     bias: Tensor | None,
     rows: int,
     activation: int = 0,
+    int8_activations: bool = False,
 ) -> Tensor:
     check_gqs_parts("gqs_linear", x, values, structure, scale, bias, rows)
     check_activation("gqs_linear", activation)

@@ -59,7 +59,7 @@ def restore(root: nn.Module, checkpoint: Checkpoint) -> None:
         setattr(parent, name, nn.Identity())
     for layer, packed, spec in plan.refilled:
         layer.refill(packed)
-        if isinstance(layer, CSRLayer):
+        if isinstance(layer, (CSRLayer, GQSLinear)):
             layer.int8_activations = spec.int8_activations
     _copy(root, loaded)
 
@@ -220,6 +220,7 @@ def _new_layer(
         layer = NMLinear.from_packed(packed, bias, spec.activation)
     elif isinstance(packed, GQSTensor):
         layer = GQSLinear.from_packed(packed, bias, spec.activation)
+        layer.int8_activations = spec.int8_activations
     elif isinstance(packed, BitmapTensor):
         layer = BitmapLinear.from_packed(packed, bias, spec.activation)
     else:

@@ -72,8 +72,9 @@ def convert_(
         allow_dtypes: dtypes that weights may be rounded to besides their own: torch.bfloat16 or
             torch.float16 (packed, or dense with x cast to it) and torch.int8 (packed). Without
             it nothing is rounded, and the result only says where dense bfloat16 would have won.
-        int8_activations: with torch.int8 among `allow_dtypes`, layers packed in int8 (as csr, which
-            alone can) round x to int8 as well, row by row (`sparsekern.ops.csr_linear`).
+        int8_activations: layers packed in int8, with torch.int8 among `allow_dtypes`, (as csr; nm
+            and bitmap cannot) round x to int8 as well, row by row (`sparsekern.ops.csr_linear`),
+            and those that `quantize` makes group by group (`sparsekern.ops.gqs_linear`).
         quantize: `GQS(bits, group)`: weights of linear layers may be rounded to codes of so many
             bits in such groups, each by its largest magnitude (`GQSTensor.from_dense`; GQSA's
             calibration rounds better). Groups of zeros are pruned, as many as there are. With
@@ -103,9 +104,9 @@ def convert_(
     root = unwrapped(model, "convert_")
     _check_arguments(policy, min_sparsity, block_rows)
     allowed = _check_dtypes(allow_dtypes)
-    if int8_activations and torch.int8 not in allowed:
+    if int8_activations and torch.int8 not in allowed and quantize is None:
         raise ValueError(
-            "convert_: int8_activations needs torch.int8 among allow_dtypes, got "
+            "convert_: int8_activations needs torch.int8 among allow_dtypes, or quantize, got "
             f"{[describe_dtype(dtype) for dtype in allowed]}"
         )
     if quantize is not None and not isinstance(quantize, GQS):

@@ -206,7 +206,11 @@ def linear_bitmap(
 
 
 def gqs_linear(
-    x: Tensor, w: GQSTensor, bias: Tensor | None = None, activation: str = "none"
+    x: Tensor,
+    w: GQSTensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    int8_activations: bool = False,
 ) -> Tensor:
     """activation(x W^T + bias) with a group-quantized sparse matrix.
 
@@ -218,6 +222,11 @@ def gqs_linear(
         w: [rows, cols].
         bias: [rows], float32 or the dtype of x.
         activation: none, relu, relu6, gelu, gelu_tanh, silu or hardswish.
+        int8_activations: round each group of x (as wide as those of W) to the nearest multiples of
+            its max |x| / 127 and multiply integers, with AVX-512 VNNI or NEON dotprod where the
+            processor has them (W without zero-points; 3 to 16 rows of x, else the products are
+            those of the rounded numbers). A group with a NaN or an infinity counts as NaN.
+            Gradients are those of the product without the rounding.
 
     Returns:
         [..., rows] in the dtype of x, contiguous.
@@ -227,7 +236,8 @@ def gqs_linear(
     """
     code = _activations.code_of("gqs_linear", activation)
     _check_packed("gqs_linear", w, GQSTensor)
-    return linear_gqs(x, w.values, w.structure, w.scale, bias, w.shape[0], code)
+    parts = (w.values, w.structure, w.scale)
+    return linear_gqs(x, *parts, bias, w.shape[0], code, int8_activations)
 
 
 def linear_gqs(
@@ -238,9 +248,11 @@ def linear_gqs(
     bias: Tensor | None,
     rows: int,
     activation: int,
+    int8_activations: bool = False,
 ) -> Tensor:
     """`gqs_linear` from the parts of a packed matrix and an activation's code."""
-    return _called("gqs_linear", _gqs, x, values, structure, scale, bias, rows, activation)
+    arguments = (x, values, structure, scale, bias, rows, activation, int8_activations)
+    return _called("gqs_linear", _gqs, *arguments)
 
 
 def linear_nm(

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 
 #include "gqs_case.h"
@@ -23,12 +24,48 @@ std::vector<NamedIsa> GqsIsas(bool runnable) {
   return out;
 }
 
+// And those with integer products: which of the others come in their place does not matter here.
+std::vector<NamedIsa> WithInt8Isas() {
+  std::vector<NamedIsa> out = GqsIsas(true);
+#define SPARSEKERN_GQS_INT8_KERNELS(isa_flag, isa_suffix) \
+  if ((DetectedIsa() & isa_flag) != 0) out.push_back({#isa_suffix, isa_flag});
+#include "ops/gqs_linear/int8_kernels.inc"
+#undef SPARSEKERN_GQS_INT8_KERNELS
+  return out;
+}
+
+// x as int8_x has the kernels see it: multiples of each group's largest magnitude / 127.
+Elements Rounded(const GqsCase& c, const Elements& x, int64_t x_rows, int64_t x_stride) {
+  Elements out = RandomElements(DType::kF32, (x_rows - 1) * x_stride + c.cols, 1);
+  for (int64_t m = 0; m < x_rows; ++m) {
+    for (int64_t first = 0; first < c.cols; first += c.kind.group) {
+      const int64_t begin = m * x_stride + first;
+      const int64_t end = begin + std::min<int64_t>(c.kind.group, c.cols - first);
+      float most = 0;
+      bool finite = true;
+      for (int64_t i = begin; i < end; ++i) {
+        const double v = x[static_cast<size_t>(i)];
+        finite = finite && std::isfinite(v);
+        most = std::max(most, std::fabs(static_cast<float>(v)));
+      }
+      const float inverse = most > 0x1p-100f ? 127.0f / most : 0.0f;
+      for (int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<size_t>(i);
+        const float code = std::nearbyintf(static_cast<float>(x[at]) * inverse);
+        out.Set(at, finite ? code * (most / 127.0f) : std::nanf(""));
+      }
+    }
+  }
+  return out;
+}
+
 struct Call {
   int64_t x_rows = 1;
   DType x_dtype = DType::kF32;
   Activation activation = Activation::kNone;
   bool bias = false;
   int64_t gap = 0;  // elements between rows of x, and of y
+  bool int8_x = false;
 };
 
 Elements Product(const GqsCase& c, const Call& call, const Elements& x,
@@ -41,6 +78,7 @@ Elements Product(const GqsCase& c, const Call& call, const Elements& x,
   args.x_rows = call.x_rows;
   args.x_stride = c.cols + call.gap;
   args.y_stride = c.rows + call.gap;
+  args.int8_x = call.int8_x;
   args.epilogue = {call.bias ? bias.data() : nullptr, call.activation};
   const Status status = GqsLinear(c.Matrix(), args, parallel_for);
   EXPECT_TRUE(status.ok()) << status.message();
@@ -55,6 +93,7 @@ void Check(const GqsCase& c, const Call& call, const ParallelFor& parallel_for =
   const std::vector<float> bias = RandomFloats(c.rows, 9);
   const Elements before = RandomElements(call.x_dtype, (call.x_rows - 1) * y_stride + c.rows, 8);
   const Elements y = Product(c, call, x, bias, parallel_for);
+  const Elements seen = call.int8_x ? Rounded(c, x, call.x_rows, x_stride) : x;
   for (int64_t m = 0; m < call.x_rows; ++m) {
     for (int64_t n = 0; n < y_stride && (m + 1 < call.x_rows || n < c.rows); ++n) {
       const auto at = static_cast<size_t>(m * y_stride + n);
@@ -65,7 +104,7 @@ void Check(const GqsCase& c, const Call& call, const ParallelFor& parallel_for =
       Sum sum;
       for (int64_t k = 0; k < c.cols; ++k) {
         const double w = c.weight[static_cast<size_t>(n * c.cols + k)];
-        if (w != 0) sum.Add(w * x[static_cast<size_t>(m * x_stride + k)]);
+        if (w != 0) sum.Add(w * seen[static_cast<size_t>(m * x_stride + k)]);
       }
       if (call.bias) sum.Add(static_cast<double>(bias[static_cast<size_t>(n)]));
       ASSERT_TRUE(Near(y[at], sum, call.x_dtype, call.activation)) << "at " << m << ", " << n;
@@ -188,6 +227,58 @@ TEST_P(GqsLinearTest, AnyMaskIsSafe) {
 
 INSTANTIATE_TEST_SUITE_P(Isas, GqsLinearTest, ::testing::ValuesIn(GqsIsas(true)), IsaName);
 
+class GqsInt8Test : public ::testing::TestWithParam<NamedIsa> {};
+
+TEST_P(GqsInt8Test, KindsAndRowCounts) {
+  const ForcedIsa forced(GetParam());
+  for (const int bits : {2, 4, 8}) {
+    for (const int group : {16, 32, 64, 128}) {
+      for (const bool zeros : {false, true}) {
+        const GqsCase c = MakeGqsCase(37, 400, {bits, group, GqsScale::kF16, zeros}, 0.5);
+        for (const int64_t x_rows : {1, 2, 3, 4, 8, 16, 40}) {
+          Check(c, {.x_rows = x_rows, .bias = true, .gap = 3, .int8_x = true});
+        }
+      }
+    }
+  }
+}
+
+TEST_P(GqsInt8Test, Shapes) {
+  const ForcedIsa forced(GetParam());
+  constexpr int64_t shapes[][2] = {{1, 1}, {1, 129}, {129, 1}, {200, 40}, {3, 5000}};
+  for (const auto& shape : shapes) {
+    for (const double density : {0.0, 0.3, 1.0}) {
+      const GqsCase c = MakeGqsCase(shape[0], shape[1], {4, 16, GqsScale::kU8}, density);
+      for (const int64_t x_rows : {4, 11, 16}) {
+        Check(c, {.x_rows = x_rows, .x_dtype = DType::kBF16, .int8_x = true});
+      }
+    }
+  }
+}
+
+// What is not finite is NaN for the rows of W that keep its group, in its row of x, and there only.
+TEST_P(GqsInt8Test, NotFiniteStaysInItsGroup) {
+  const ForcedIsa forced(GetParam());
+  const GqsCase c = MakeGqsCase(50, 96, {4, 16, GqsScale::kF16}, 0.5);
+  for (const float odd : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+    Elements x = RandomElements(DType::kF32, 4 * c.cols, 7);
+    x.Set(static_cast<size_t>(1 * c.cols + 37), odd);
+    const Elements y = Product(c, {.x_rows = 4, .int8_x = true}, x, {}, Serial());
+    for (int64_t m = 0; m < 4; ++m) {
+      for (int64_t n = 0; n < c.rows; ++n) {
+        bool kept = false;
+        for (int64_t k = 32; k < 48; ++k) {
+          kept = kept || c.weight[static_cast<size_t>(n * c.cols + k)] != 0;
+        }
+        EXPECT_EQ(std::isnan(y[static_cast<size_t>(m * c.rows + n)]), m == 1 && kept)
+            << m << ", " << n;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, GqsInt8Test, ::testing::ValuesIn(WithInt8Isas()), IsaName);
+
 TEST(GqsLinear, SelectsByMask) {
   const GqsCase c = MakeGqsCase(20, 64, {4, 16, GqsScale::kF16});
   for (const NamedIsa& isa : GqsIsas(false)) {
@@ -209,9 +300,6 @@ TEST(GqsLinear, Refuses) {
   args.y_stride = 20;
   GqsMatrix w = c.Matrix();
   EXPECT_TRUE(GqsLinear(w, args, Serial()).ok());
-  args.int8_x = true;
-  EXPECT_EQ(GqsLinear(w, args, Serial()).message(), "gqs_linear: there is no product with int8_x");
-  args.int8_x = false;
   args.x_stride = 63;
   EXPECT_EQ(GqsLinear(w, args, Serial()).code(), StatusCode::kInvalidValue);
   args.x_stride = 64;

@@ -23,10 +23,12 @@ struct GqsMatrix {
 };
 
 // Weights are made fp32, then multiplied and summed in fp32. Pruned groups take no part, whatever x
-// holds there. Takes no int8_x.
+// holds there. Takes int8_x, with any bits of W, and rounds each group of x (as wide as those of W)
+// to multiples of its own largest magnitude / 127: a group with a NaN or an infinity counts as NaN.
 Status GqsLinear(const GqsMatrix& w, const LinearArgs& args, const ParallelFor& parallel_for);
 
 // The kernel that an ISA mask selects, e.g. "gqs_linear_w4g16_decode__x86_avx512". A pure function.
-std::string GqsLinearKernelName(const GqsMatrix& w, int64_t x_rows, IsaMask mask);
+std::string GqsLinearKernelName(const GqsMatrix& w, int64_t x_rows, IsaMask mask,
+                                bool int8_x = false);
 
 }  // namespace sparsekern

@@ -23,10 +23,11 @@ struct PackedMatrix {
 // x: x_rows x w.cols, rows x_stride elements apart; y: x_rows x w.rows, rows y_stride apart; both
 // of dtype kF32, kBF16 or kF16.
 //
-// int8_x, for kI8 values and the operators that say they take it: each row of x is first rounded to
-// the nearest multiples of max |row| / 127, and the products are of integers (with dot-product
-// instructions where the processor has them). A row with a NaN or an infinity then answers NaN
-// everywhere; one without a number above 2^-100 counts as zeros.
+// int8_x, for the operators that say they take it, csr's with kI8 values only: each row of x (or
+// what the operator says) is first rounded to the nearest multiples of max |row| / 127, and the
+// products are of integers (with dot-product instructions where the processor has them). A row with
+// a NaN or an infinity then answers NaN everywhere; one without a number above 2^-100 counts as
+// zeros.
 struct LinearArgs {
   const void* x = nullptr;
   void* y = nullptr;

@@ -8,6 +8,7 @@ namespace {
 
 struct GqsNeon : Neon {
   static constexpr int kMostRows = 4;
+  static constexpr bool kGroups = true;
   using Word = uint32x4_t;
   static Word LoadWord(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
   template <int b>

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The loops of gqs_linear, over a vector type V (base/simd/conversion.h) that has besides
 // Word, kLanes 32-bit integers; LoadWord(bytes); Code<b>(word, j): lane by lane field j of b bits,
-// signed, as a float; Sum(v) of its lanes; kMostRows: of x, that the decode kernels take at a time.
+// signed, as a float; Sum(v) of its lanes; kMostRows: of x, that the decode kernels take at a time;
+// kGroups: whether one row of x has a kernel for each size of groups.
 //
 // Decode is memory-bound: 10 bytes for a group of 16 four-bit weights with its scale, and x, 16
 // numbers of it a group, stays in the first-level cache. Sixteen lanes are sixteen columns of one
@@ -28,46 +29,36 @@ static inline __attribute__((always_inline)) typename V::Reg GqsWeight(typename 
   return V::Mul(w, V::Set1(*scale));
 }
 
-template <typename V, int B, bool kZero, int M>
-static void GqsDot(const GqsRun& run, const uint8_t* x, float* y) {
+// The sums of M rows of x for every part of a run. `chunks(first, n, sum)` adds n chunks from group
+// `first` on, `some(first, until, sum)` groups within one. Only what a row has of its first and
+// last chunk is taken group by group.
+template <typename V, int M, typename Chunks, typename Some>
+static inline __attribute__((always_inline)) void GqsParts(const GqsRun& run, int chunk_shift,
+                                                           float* y, const Chunks& chunks,
+                                                           const Some& some) {
   constexpr int kParts = kGqsUnit / V::kLanes;
-  constexpr int kFields = 32 / B;
   // Sums alternate between sets where one would wait for its own multiply-adds.
   constexpr int kSets = M * kParts >= 4 ? 1 : 4 / (M * kParts);
-  constexpr int64_t kAhead = 4096;
+  const int chunk = 1 << chunk_shift;
   for (int i = 0; i < run.count; ++i, y += M) {
-    const GqsPart& part = run.parts[i];
-    const uint8_t* block = run.values + part.block * 64;
-    const uint32_t* offset = run.offset + part.at;
-    const float* scale = run.scale + part.at;
-    const float* zero = kZero ? run.zero + part.at : nullptr;
     typename V::Reg sum[kSets][M][kParts];
     for (int set = 0; set < kSets; ++set) {
       for (int m = 0; m < M; ++m) {
         for (int p = 0; p < kParts; ++p) sum[set][m][p] = V::Zero();
       }
     }
-    for (int b = 0; b < part.blocks; ++b) {
-      typename V::Word word[kParts];
-      for (int p = 0; p < kParts; ++p) word[p] = V::LoadWord(block + 4 * p * V::kLanes);
-      __builtin_prefetch(block + kAhead);
-#pragma GCC unroll 16
-      for (int j = 0; j < kFields; ++j) {
-        const float* at = reinterpret_cast<const float*>(x + offset[j]);
-        for (int p = 0; p < kParts; ++p) {
-          const typename V::Reg w =
-              GqsWeight<V, B, kZero>(word[p], j, scale + j, kZero ? zero + j : nullptr);
-          for (int m = 0; m < M; ++m) {
-            typename V::Reg& s = sum[j % kSets][m][p];
-            s = V::Fma(w, V::Load(at + m * kGqsUnit + p * V::kLanes), s);
-          }
-        }
-      }
-      block += 64;
-      offset += kFields;
-      scale += kFields;
-      if (kZero) zero += kFields;
+    int at = run.starts[i];
+    const int until = run.starts[i + 1];
+    if ((at & (chunk - 1)) != 0) {
+      const int next = (at | (chunk - 1)) + 1;
+      some(at, next < until ? next : until, sum[0]);
+      at = next;
     }
+    if (const int n = (until - at) >> chunk_shift; n > 0) {
+      chunks(at, n, sum);
+      at += n << chunk_shift;
+    }
+    if (at < until) some(at, until, sum[0]);
     for (int m = 0; m < M; ++m) {
       typename V::Reg total = V::Zero();
       for (int set = 0; set < kSets; ++set) {
@@ -76,6 +67,120 @@ static void GqsDot(const GqsRun& run, const uint8_t* x, float* y) {
       y[m] = V::Sum(total);
     }
   }
+}
+
+constexpr int kGqsAhead = 2048;  // bytes of codes that are asked for before they are needed
+
+template <typename V, int B, bool kZero, int M>
+struct GqsRows {
+  static constexpr int kParts = kGqsUnit / V::kLanes;
+  static constexpr int kFields = 32 / B;
+
+  // Unit u of the run, field j of `word`, times M rows of x.
+  template <typename Sum>
+  static inline __attribute__((always_inline)) void Add(const GqsRun& run, const uint8_t* x, int u,
+                                                        int j, const typename V::Word* word,
+                                                        Sum& sum) {
+    const int g = u >> run.shift, within = u & ((1 << run.shift) - 1);
+    const float* at =
+        reinterpret_cast<const float*>(x + run.offset[g] + within * (M * kGqsUnit * 4));
+    for (int p = 0; p < kParts; ++p) {
+      const typename V::Reg w =
+          GqsWeight<V, B, kZero>(word[p], j, run.scale + g, kZero ? run.zero + g : nullptr);
+      for (int m = 0; m < M; ++m) {
+        sum[m][p] = V::Fma(w, V::Load(at + m * kGqsUnit + p * V::kLanes), sum[m][p]);
+      }
+    }
+  }
+
+  static inline __attribute__((always_inline)) void Load(const GqsRun& run, int u,
+                                                         typename V::Word* word) {
+    const uint8_t* block = run.values + u / kFields * 64;
+    for (int p = 0; p < kParts; ++p) word[p] = V::LoadWord(block + 4 * p * V::kLanes);
+  }
+
+  template <typename Sum>
+  static inline __attribute__((always_inline)) void Some(const GqsRun& run, const uint8_t* x,
+                                                         int first, int until, Sum& sum) {
+    typename V::Word word[kParts];
+    Load(run, first << run.shift, word);
+#pragma GCC unroll 1
+    for (int u = first << run.shift; u < until << run.shift; ++u) {
+      Add(run, x, u, u & (kFields - 1), word, sum);
+    }
+  }
+};
+
+// M rows of x, groups of any size.
+template <typename V, int B, bool kZero, int M>
+static void GqsDot(const GqsRun& run, const uint8_t* x, float* y) {
+  using Rows = GqsRows<V, B, kZero, M>;
+  const int chunk_shift = GqsChunkShift(B, run.shift);
+  GqsParts<V, M>(
+      run, chunk_shift, y,
+      [&](int first, int n, auto& sum) __attribute__((always_inline)) {
+        constexpr int kSets = sizeof sum / sizeof sum[0];
+        const int until = (first + (n << chunk_shift)) << run.shift;
+        for (int unit = first << run.shift; unit < until; unit += Rows::kFields) {
+          typename V::Word word[Rows::kParts];
+          Rows::Load(run, unit, word);
+          __builtin_prefetch(run.values + unit / Rows::kFields * 64 + kGqsAhead);
+#pragma GCC unroll 16
+          for (int j = 0; j < Rows::kFields; ++j) {
+            Rows::Add(run, x, unit + j, j, word, sum[j % kSets]);
+          }
+        }
+      },
+      [&](int first, int until, auto& sum)
+          __attribute__((always_inline)) { Rows::Some(run, x, first, until, sum); });
+}
+
+// One row of x, groups of K units: the scale multiplies what a whole group gives.
+template <typename V, int B, bool kZero, int K>
+static void GqsDotOne(const GqsRun& run, const uint8_t* x, float* y) {
+  using Rows = GqsRows<V, B, kZero, 1>;
+  constexpr int kParts = Rows::kParts, kFields = Rows::kFields;
+  constexpr int kUnits = K > kFields ? K : kFields;  // of a chunk
+  GqsParts<V, 1>(
+      run, GqsChunkShift(B, run.shift), y,
+      [&](int first, int n, auto& sum) __attribute__((always_inline)) {
+        constexpr int kSets = sizeof sum / sizeof sum[0];
+        const uint8_t* block = run.values + first * K / kFields * 64;
+        const uint32_t* offset = run.offset + first;
+        const float* scale = run.scale + first;
+        const float* zero = kZero ? run.zero + first : nullptr;
+        for (int chunk = 0; chunk < n; ++chunk) {
+          typename V::Word word[kParts];
+          typename V::Reg group[kParts];
+#pragma GCC unroll 16
+          for (int u = 0; u < kUnits; ++u) {
+            const int j = u % kFields, g = u / K, i = u % K;
+            if (j == 0) {
+              for (int p = 0; p < kParts; ++p) word[p] = V::LoadWord(block + 4 * p * V::kLanes);
+              __builtin_prefetch(block + kGqsAhead);
+              block += 64;
+            }
+            const float* at = reinterpret_cast<const float*>(x + offset[g]) + i * kGqsUnit;
+            for (int p = 0; p < kParts; ++p) {
+              typename V::Reg w = V::template Code<B>(word[p], j);
+              if constexpr (kZero) w = V::Add(w, V::Set1(-zero[g]));
+              typename V::Reg& s = sum[g % kSets][0][p];
+              const typename V::Reg xs = V::Load(at + p * V::kLanes);
+              if constexpr (K == 1) {
+                s = V::Fma(V::Mul(w, V::Set1(scale[g])), xs, s);
+              } else {
+                group[p] = i == 0 ? V::Mul(w, xs) : V::Fma(w, xs, group[p]);
+                if (i == K - 1) s = V::Fma(group[p], V::Set1(scale[g]), s);
+              }
+            }
+          }
+          offset += kUnits / K;
+          scale += kUnits / K;
+          if (kZero) zero += kUnits / K;
+        }
+      },
+      [&](int first, int until, auto& sum)
+          __attribute__((always_inline)) { Rows::Some(run, x, first, until, sum); });
 }
 
 template <typename V, int B, bool kZero>
@@ -167,41 +272,21 @@ static inline void GqsOffsets(const uint8_t* words, int64_t word_count, int64_t 
   }
 }
 
-template <int K>
-static inline void GqsRepeatBy(const float* in, int64_t n, float* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    for (int j = 0; j < K; ++j) out[i * K + j] = in[i];
-  }
-}
-
-static inline void GqsRepeat(const float* in, int64_t n, int k, float* out) {
-  k == 2   ? GqsRepeatBy<2>(in, n, out)
-  : k == 4 ? GqsRepeatBy<4>(in, n, out)
-           : GqsRepeatBy<8>(in, n, out);
-}
-
-template <int K>
-static inline void GqsRepeatOffsetBy(const uint32_t* in, int64_t n, uint32_t step, uint32_t* out) {
-  for (int64_t i = 0; i < n; ++i) {
-    for (int j = 0; j < K; ++j) out[i * K + j] = in[i] + static_cast<uint32_t>(j) * step;
-  }
-}
-
-static inline void GqsRepeatOffset(const uint32_t* in, int64_t n, int k, uint32_t step,
-                                   uint32_t* out) {
-  k == 2   ? GqsRepeatOffsetBy<2>(in, n, step, out)
-  : k == 4 ? GqsRepeatOffsetBy<4>(in, n, step, out)
-           : GqsRepeatOffsetBy<8>(in, n, step, out);
-}
-
 template <typename V, int B, bool kZero>
-static constexpr void SetGqsDots(GqsDotFn (&dot)[kGqsWidths]) {
-  dot[0] = GqsDot<V, B, kZero, 1>;
-  dot[1] = GqsDot<V, B, kZero, 2>;
-  dot[2] = GqsDot<V, B, kZero, 4>;
+static constexpr void SetGqsDots(GqsDotFn (&one)[kGqsShifts], GqsDotFn (&dot)[kGqsWidths]) {
+  if constexpr (V::kGroups) {
+    one[0] = GqsDotOne<V, B, kZero, 1>;
+    one[1] = GqsDotOne<V, B, kZero, 2>;
+    one[2] = GqsDotOne<V, B, kZero, 4>;
+    one[3] = GqsDotOne<V, B, kZero, 8>;
+  } else {
+    for (GqsDotFn& any : one) any = GqsDot<V, B, kZero, 1>;
+  }
+  dot[0] = GqsDot<V, B, kZero, 2>;
+  dot[1] = GqsDot<V, B, kZero, 4>;
   if constexpr (V::kMostRows > 4) {
-    dot[3] = GqsDot<V, B, kZero, 8>;
-    dot[4] = GqsDot<V, B, kZero, 16>;
+    dot[2] = GqsDot<V, B, kZero, 8>;
+    dot[3] = GqsDot<V, B, kZero, 16>;
   }
 }
 
@@ -211,21 +296,20 @@ static constexpr GqsKernels MakeGqsKernels(const TileKernels& tiles, int max_dec
   GqsKernels kernels{tiles,
                      max_decode_rows,
                      {},
+                     {},
                      {{GqsExpand<V, 2, false>, GqsExpand<V, 2, true>},
                       {GqsExpand<V, 4, false>, GqsExpand<V, 4, true>},
                       {GqsExpand<V, 8, false>, GqsExpand<V, 8, true>}},
                      {GqsBatch<V, V::kBatchVectors[0]>, GqsBatch<V, V::kBatchVectors[1]>,
                       GqsBatch<V, V::kBatchVectors[2]>, GqsBatch<V, V::kBatchVectors[3]>,
                       GqsBatch<V, V::kBatchVectors[4]>},
-                     offsets,
-                     GqsRepeat,
-                     GqsRepeatOffset};
-  SetGqsDots<V, 2, false>(kernels.dot[0][0]);
-  SetGqsDots<V, 2, true>(kernels.dot[0][1]);
-  SetGqsDots<V, 4, false>(kernels.dot[1][0]);
-  SetGqsDots<V, 4, true>(kernels.dot[1][1]);
-  SetGqsDots<V, 8, false>(kernels.dot[2][0]);
-  SetGqsDots<V, 8, true>(kernels.dot[2][1]);
+                     offsets};
+  SetGqsDots<V, 2, false>(kernels.one[0][0], kernels.dot[0][0]);
+  SetGqsDots<V, 2, true>(kernels.one[0][1], kernels.dot[0][1]);
+  SetGqsDots<V, 4, false>(kernels.one[1][0], kernels.dot[1][0]);
+  SetGqsDots<V, 4, true>(kernels.one[1][1], kernels.dot[1][1]);
+  SetGqsDots<V, 8, false>(kernels.one[2][0], kernels.dot[2][0]);
+  SetGqsDots<V, 8, true>(kernels.one[2][1], kernels.dot[2][1]);
   return kernels;
 }
 

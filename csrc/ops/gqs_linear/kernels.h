@@ -18,21 +18,23 @@ struct GqsUnits {
   const float* zero;   // [count], or nullptr
 };
 
-// A part of a row of W: whole blocks of units, those of other rows at its ends with scales of 0 and
-// offsets of zeros in x.
-struct GqsPart {
-  int64_t block;  // of the matrix, the first
-  int blocks;
-  int at;  // its first unit in the arrays of the run
-};
+// A run of kept groups of rows of W, from the first of a chunk on: a block, or a group where that
+// is more. Part i, of one row, is groups starts[i] to starts[i + 1].
 struct GqsRun {
-  const uint8_t* values;   // of the matrix
-  const uint32_t* offset;  // bytes from x to the first of the 16 columns of x that a unit meets
-  const float* scale;
-  const float* zero;  // or nullptr
-  const GqsPart* parts;
-  int count;
+  const uint8_t* values;   // of the first chunk
+  const uint32_t* offset;  // a number a group: bytes from x to the first column of x that it meets
+  const float* scale;      // a number a group
+  const float* zero;       // or nullptr
+  const int* starts;
+  int count;  // of the parts
+  int shift;  // a group has 2^shift units
 };
+constexpr int GqsBlockShift(int bits) {
+  return bits == 2 ? 4 : bits == 4 ? 3 : 2;
+}  // log2 of units
+constexpr int GqsChunkShift(int bits, int shift) {  // log2 of the groups of a chunk
+  return shift < GqsBlockShift(bits) ? GqsBlockShift(bits) - shift : 0;
+}
 
 // Decode: y[part][m] = the products of a part with row m of M rows of x: fp32, x[...][M][16].
 using GqsDotFn = void (*)(const GqsRun& run, const uint8_t* x, float* y);
@@ -47,26 +49,52 @@ using GqsBatchFn = void (*)(const float* w, const uint8_t* column, int count, co
 using GqsOffsetsFn = void (*)(const uint8_t* words, int64_t word_count, int64_t skip, int64_t count,
                               uint32_t step, uint32_t* out);
 
-// Each of n numbers `k` times, k being 2, 4 or 8, and then `step` more each time.
-using GqsRepeatFn = void (*)(const float* in, int64_t n, int k, float* out);
-using GqsRepeatOffsetFn = void (*)(const uint32_t* in, int64_t n, int k, uint32_t step,
-                                   uint32_t* out);
-
-enum : int { kGqsSlack = 16, kGqsWidths = 5 };
-constexpr int kGqsRows[kGqsWidths] = {1, 2, 4, 8, 16};  // of x, at a time
+enum : int { kGqsSlack = 16, kGqsWidths = 4, kGqsShifts = 4 };
+constexpr int kGqsRows[kGqsWidths] = {2, 4, 8, 16};  // of x, at a time, where there are several
 constexpr int GqsBitsIndex(int bits) { return bits == 2 ? 0 : bits == 4 ? 1 : 2; }
 
 // One row of kernels.inc.
 struct GqsKernels {
   const TileKernels& tiles;
   int max_decode_rows;             // up to so many rows of x the decode kernel is the faster one
+  GqsDotFn one[3][2][kGqsShifts];  // [bits][zeros][shift], for one row of x
   GqsDotFn dot[3][2][kGqsWidths];  // [bits][zeros][rows of x]; none beyond the last that is there
   GqsExpandFn expand[3][2];        // [bits][zeros]
   GqsBatchFn batch[kBatchWidths];  // of tiles.widths
   GqsOffsetsFn offsets;
-  GqsRepeatFn repeat;
-  GqsRepeatOffsetFn repeat_offset;
 };
+
+// --- x in int8 ----------------------------------------------------------------------------------
+// A group of x, as wide as the groups of W, is multiples of its largest magnitude / 127. With M
+// rows of x, the code of row m and column c of unit u is byte 16 M u + 4 M (c / 4) + 4 m + c % 4.
+
+enum : int { kGqsInt8Widths = 2 };
+constexpr int kGqsInt8Rows[kGqsInt8Widths] = {4, 16};  // M
+constexpr int kGqsMostRows = 16;                       // of a chunk, int8 or not
+
+// As GqsDotFn, without zero-points. x_scale: of x's groups, [group][M].
+using GqsInt8DotFn = void (*)(const GqsRun& run, const float* x_scale, const uint8_t* x, float* y);
+// `groups` groups of a row of x as codes, and their scales (NaN where something is not finite).
+using GqsQuantizeFn = void (*)(const float* row, int64_t groups, int group, uint8_t* codes,
+                               float* scale);
+
+// One row of int8_kernels.inc.
+struct GqsInt8Kernels {
+  const char* isa_name;
+  GqsInt8DotFn dot[3][kGqsInt8Widths];  // [bits][M]; none beyond the last that is there
+  GqsQuantizeFn quantize;
+};
+
+#define SPARSEKERN_GQS_INT8_KERNELS(isa_flag, isa_suffix) \
+  extern const GqsInt8Kernels kGqsInt8Kernels_##isa_suffix;
+#include "ops/gqs_linear/int8_kernels.inc"
+#undef SPARSEKERN_GQS_INT8_KERNELS
+
+// The first row of int8_kernels.inc whose ISA is in the mask, or none: then rows of x are rounded
+// and the fp32 kernels multiply them.
+const GqsInt8Kernels* SelectGqsInt8Kernels(IsaMask mask);
+
+// --- selection ----------------------------------------------------------------------------------
 
 #define SPARSEKERN_GQS_KERNELS(isa_flag, isa_suffix) \
   extern const GqsKernels kGqsKernels_##isa_suffix;

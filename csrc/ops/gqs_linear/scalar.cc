@@ -8,6 +8,7 @@ namespace {
 
 struct GqsScalar : Scalar {
   static constexpr int kMostRows = 4;
+  static constexpr bool kGroups = false;
   using Word = uint32_t;
   static Word LoadWord(const uint8_t* p) {
     uint32_t w;

@@ -9,6 +9,7 @@ namespace {
 
 struct GqsAvx512 : Avx512 {
   static constexpr int kMostRows = 16;
+  static constexpr bool kGroups = true;
   using Word = __m512i;
   static Word LoadWord(const uint8_t* p) { return _mm512_loadu_si512(p); }
   template <int b>

@@ -101,7 +101,7 @@ class PackedLayer(nn.Module):
 
     @property
     def int8_activations(self) -> bool:
-        """Whether x is rounded to int8; only layers over a `CSRTensor` can."""
+        """Whether x is rounded to int8; only layers over a `CSRTensor` or a `GQSTensor` can."""
         return self._int8_activations
 
     @property

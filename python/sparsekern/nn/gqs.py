@@ -27,6 +27,8 @@ class GQSLinear(LinearLayer):
     Attributes:
         scale: Parameter, the scales and zero-points of the kept groups; what can be trained. No
             conversion of the module's dtype touches it. The codes (`values`) never change.
+        int8_activations: False; may be set to True: x is then rounded to int8, group by group
+            (`sparsekern.ops.gqs_linear`).
 
     Args:
         in_features: size of the last axis of x.
@@ -129,6 +131,15 @@ class GQSLinear(LinearLayer):
                 own.requires_grad_(False)
             own.data = torch.empty(new.shape, dtype=new.dtype, device=own.device)
 
+    @property
+    def int8_activations(self) -> bool:
+        """Whether x is rounded to int8."""
+        return self._int8_activations
+
+    @int8_activations.setter
+    def int8_activations(self, on: bool) -> None:
+        self._int8_activations = bool(on)
+
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [..., in_features]; the result is [..., out_features] in the dtype of x."""
         return ops.linear_gqs(
@@ -139,11 +150,13 @@ class GQSLinear(LinearLayer):
             self.bias,
             self.out_features,
             self._activation,
+            self._int8_activations,
         )
 
     def kernel(self, x_rows: int = 1) -> str:
         """Name of the kernel that multiplies `x_rows` rows of x on this machine."""
-        return _core.gqs_kernel(to_numpy(self.structure.cpu()), x_rows)
+        structure = to_numpy(self.structure.cpu())
+        return _core.gqs_kernel(structure, x_rows, self._int8_activations)
 
 
 def trainable_scales(packed: GQSTensor, requires_grad: bool) -> GQSTensor:
