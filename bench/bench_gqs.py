@@ -23,21 +23,25 @@ from harness import (
 from limits import bandwidth
 from sparsekern import GQSTensor, NMTensor, _core, ops
 from torch import Tensor
-from weights import Layer, cold_packed, copies
+from weights import Chain, Layer, Network, cold_packed, copies
+from workers import candidates as peer_candidates
+from workers import started
+
+INT8_X = 2 * BF16  # x rounded to a 127th of the largest of its group, and the result to bfloat16
 
 
-def _ours(name: str, w: GQSTensor, x: Tensor, sparsity: float) -> Candidate:
+def _ours(name: str, w: GQSTensor, x: Tensor, sparsity: float, int8_x: bool = False) -> Candidate:
     pool = cold_packed(w)
     return candidate(
         name,
-        lambda: ops.gqs_linear(x, next(pool)),
+        lambda: ops.gqs_linear(x, next(pool), int8_activations=int8_x),
         x,
         w.to_dense(),
         w.nbytes,
         sparsity=sparsity,
-        tolerance=BF16,
+        tolerance=INT8_X if int8_x else BF16,
         details={
-            "kernel": _core.gqs_kernel(w.structure.numpy(), x.shape[0]),
+            "kernel": _core.gqs_kernel(w.structure.numpy(), x.shape[0], int8_x),
             "bits": w.bits_per_weight,
         },
     )
@@ -83,6 +87,19 @@ def _torch_int4(layer: Layer, x: Tensor, group: int) -> Candidate:
     dense = ((q - 8) * scale.float()[:, :, None]).reshape(rows, cols)
     name = f"torch _weight_int4pack_mm, group {group}"
     return candidate(name, run, x, dense, nbytes, tolerance=BF16)
+
+
+def _peers_network(layer: Layer, x: Tensor) -> Network:
+    """The weights as they are after rounding to groups of 32 with a largest magnitude of -8 steps.
+
+    That is Q4_0 of ggml: such a peer quantizes them again without a further error, so that what
+    is compared with the reference is the product.
+    """
+    blocks = layer.weight.reshape(len(layer.weight), -1, 32)
+    largest = blocks.gather(2, blocks.abs().argmax(2, keepdim=True))
+    scale = (largest / -8).half().float()
+    rounded = ((blocks / scale).round().clamp(-8, 7) * scale).reshape(layer.weight.shape)
+    return Network([Chain(x.float(), [Layer(rounded, layer.bias)])], 0.0)
 
 
 def _by_rows(w: Tensor, mask: Tensor, x: Tensor) -> Candidate:
@@ -141,10 +158,18 @@ def _decode(section: dict[str, Any], recorder: Recorder, options: Options) -> No
             torch_dense(layer, x, torch.bfloat16),
             torch_int8(layer, x, torch.bfloat16),
         ]
+        if x_rows > 2:  # one and two rows are multiplied in fp32, rounded or not
+            cases.insert(1, _ours(f"{OURS} int8 x", half, x, 0.5, int8_x=True))
+        network = _peers_network(layer, x)
         for threads in thread_counts():
             with_threads(threads)
             case = f"{x_rows} row{'s' * (x_rows > 1)}, {cols}-{rows}, cold"
-            recorder.add(measure(case, threads, cases + bandwidth(threads), options.effort))
+            with started(options.peers, threads) as workers:
+                peers = peer_candidates(workers, [network])
+                for peer in peers:
+                    peer.tolerance = INT8_X
+                everyone = cases + peers + bandwidth(threads)
+                recorder.add(measure(case, threads, everyone, options.effort))
 
 
 def _skewed(section: dict[str, Any], recorder: Recorder, options: Options) -> None:

@@ -190,13 +190,7 @@ SPARSEKERN_HOST_DEVICE uint32_t KvTake(const Element*& next, uint32_t kept) {
 }
 
 // Two elements of 16 bits in a register.
-SPARSEKERN_HOST_DEVICE uint32_t KvPair(uint32_t low, uint32_t high) {
-#if defined(__CUDA_ARCH__)
-  return __byte_perm(low, high, 0x5410);
-#else
-  return low | high << 16;
-#endif
-}
+SPARSEKERN_HOST_DEVICE uint32_t KvPair(uint32_t low, uint32_t high) { return low | high << 16; }
 
 // Operand A of step i of 16 channels of K: rows are tokens. next, bits: of the lane's two rows.
 template <typename Stream, typename Bits>

@@ -75,7 +75,7 @@ void DotRows(const GqsRun& run, const float* x_scale, const uint8_t* x, float* y
   constexpr int kWithin = (1 << S) - 1;
   for (int part = 0; part < run.count; ++part, y += M) {
     const int begin = run.starts[part] << S, end = run.starts[part + 1] << S;
-    __m512 sum = _mm512_setzero_ps();
+    __m512 sums[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};  // one would wait for itself
     __m512i dots = _mm512_setzero_si512();
     for (int unit = begin & -kUnits; unit < end; unit += kUnits) {
       const UnitOf<B, S, M> of(run, x, unit);
@@ -116,12 +116,13 @@ void DotRows(const GqsRun& run, const float* x_scale, const uint8_t* x, float* y
         const float* scales = x_scale + (of.offset[j >> S] >> (4 + S));
         const __m512 rows =
             M == 16 ? _mm512_loadu_ps(scales) : _mm512_broadcast_f32x4(_mm_loadu_ps(scales));
+        __m512& sum = sums[(j >> S) % 2];
         sum = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dots), rows),
                               _mm512_set1_ps(of.scale[j >> S]), sum);
         if (S != 0) dots = _mm512_setzero_si512();
       }
     }
-    sum = _mm512_mul_ps(sum, _mm512_set1_ps(Of::kFactor));
+    const __m512 sum = _mm512_mul_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_set1_ps(Of::kFactor));
     if constexpr (M == 16) {
       _mm512_storeu_ps(y, sum);
     } else {
