@@ -27,7 +27,7 @@ for argument in "$@"; do
   esac
 done
 mkdir -p "$WORK"
-rm -f "$WORK/parts" "$WORK/bench.json"
+rm -f "$WORK/parts" "$WORK/bench.json" "$WORK/bench_kv.json"
 export PYTHONPATH=$WORK/site PYTHONUNBUFFERED=1
 COMMIT=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 [[ -z $(git status --porcelain --untracked-files=no 2>/dev/null) ]] || COMMIT="$COMMIT, changed"
@@ -45,6 +45,7 @@ import torch, sparsekern
 assert sparsekern.__file__.startswith(sys.argv[1]), sparsekern.__file__
 assert torch._C._dispatch_has_kernel_for_dispatch_key("sparsekern::nm_linear", "CUDA")
 assert torch._C._dispatch_has_kernel_for_dispatch_key("sparsekern::bitmap_linear", "CUDA")
+assert torch._C._dispatch_has_kernel_for_dispatch_key("sparsekern::bitmap_attention", "CUDA")
 assert torch._C._dispatch_has_kernel_for_dispatch_key("sparsekern::gqs_linear", "CUDA")
 PYTHON
 }
@@ -54,6 +55,7 @@ TESTS=(
   tests/test_cuda_nm.py
   tests/test_cuda_csr.py
   tests/test_cuda_bitmap.py
+  tests/test_cuda_bitmap_kv.py
   tests/test_cuda_gqs.py
 )
 
@@ -67,7 +69,7 @@ part_sanitizer() {
   for check in memcheck racecheck initcheck synccheck; do
     # initcheck must see who writes; the others look at this library's kernels.
     only=(--kernel-name kernel_substring=sparsekern)
-    which="tiny or shapes_and_strides or bias_and_activation or test_masks or any_bytes"
+    which="tiny or shapes_and_strides or bias_and_activation or test_masks or any_bytes or windows_starts or touch_nothing"
     # What corrupt offsets leave unwritten is read: somewhere inside its array, that is all that is promised.
     [[ $check != initcheck ]] || { only=(); which="($which) and not corrupt"; }
     echo "--- $check"
@@ -80,7 +82,12 @@ part_sanitizer() {
   return $failed
 }
 
-part_bench() { "$PYTHON" bench/gpu_bench.py "$WORK/bench.json" "${QUICK[@]}"; }
+part_bench() {
+  local failed=0
+  "$PYTHON" bench/gpu_bench.py "$WORK/bench.json" "${QUICK[@]}" || failed=1
+  "$PYTHON" bench/gpu_bench_kv.py "$WORK/bench_kv.json" "${QUICK[@]}" || failed=1
+  return $failed
+}
 
 write_result() {
   "$PYTHON" - "$OUTPUT" "$WORK" "$COMMIT" <<'PYTHON'
@@ -94,6 +101,9 @@ for line in (work / "parts").read_text().splitlines():
 bench = work / "bench.json"
 if bench.exists():
     result.update(json.loads(bench.read_text()))
+bench_kv = work / "bench_kv.json"
+if bench_kv.exists():
+    result["kv"] = json.loads(bench_kv.read_text())
 output.write_text(json.dumps(result, indent=1) + "\n")
 print(f"wrote {output}")
 PYTHON

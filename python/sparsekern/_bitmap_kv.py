@@ -20,6 +20,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _append = torch.ops.sparsekern.bitmap_kv_append.default
 _unpack = torch.ops.sparsekern.bitmap_kv_unpack.default
 _attention = torch.ops.sparsekern.bitmap_attention.default
+_on_cuda = torch._C._dispatch_has_kernel_for_dispatch_key("sparsekern::bitmap_attention", "CUDA")
+DEVICES = ("cpu", "cuda") if _on_cuda else ("cpu",)  # types of devices that have kernels
 
 
 def page_elements(head_dim: int, k_keep: int, v_keep: int, dtype: torch.dtype) -> int:
@@ -49,6 +51,10 @@ def bitmap_kv_append(
     Of each token and head the k_keep (v_keep) channels with the largest magnitudes are kept.
     Magnitudes are compared as the bits without the sign, so NaN counts as largest; ties are kept
     from the lowest channel on. ``lengths`` is not changed.
+
+    On CUDA nobody waits for the device, so what table and lengths hold raises nothing: a sequence
+    whose length leaves no room for the tokens gets none of them, and a token whose page does not
+    exist is not written.
 
     Args:
         k: [batch, kv_heads, tokens, head_dim], float32, bfloat16 or float16; any strides.
@@ -82,6 +88,9 @@ def bitmap_kv_unpack(
     tokens: int,
 ) -> tuple[Tensor, Tensor]:
     """The dense K and V of the pages, and the check of a restored cache.
+
+    On CUDA nothing is raised for what tensors hold: a token whose mask or page is wrong is NaN, and
+    so is all of a sequence with a length that is not possible.
 
     Args:
         pages: as for `bitmap_kv_append`; so are table, lengths, k_keep and v_keep.
@@ -125,6 +134,9 @@ def bitmap_attention(
 
     What was pruned contributes nothing, whatever q holds there; sums are in float32 and do not
     depend on the number of threads. Query heads that share a KV head lie one behind the other.
+
+    On CUDA a sequence with a length that is not possible, or with a page that does not exist,
+    answers NaN; calls are deterministic and may be captured in a graph.
 
     Args:
         q: [batch, heads, head_dim], the dtype of pages; heads a multiple of kv_heads.
@@ -184,11 +196,18 @@ def _check(operator: str, tensors: Mapping[str, object]) -> None:
         if not isinstance(tensor, Tensor):
             got = type(tensor).__name__
             raise TypeError(f"{operator}: {name} must be a torch.Tensor, got {got}")
-        if tensor.device.type not in ("cpu", "meta"):
-            raise NotImplementedError(
-                f"{operator}: {name} must be on a device with kernels (cpu), got {tensor.device}"
-            )
+        if tensor.device.type != "meta":
+            check_kernels(operator, name, tensor.device)
         _check_device(operator, name, tensor, tensors["pages"])
+
+
+def check_kernels(operator: str, name: str, device: torch.device) -> None:
+    """Raise NotImplementedError for a device without kernels."""
+    if device.type not in DEVICES:
+        raise NotImplementedError(
+            f"{operator}: {name} must be on a device with kernels ({' and '.join(DEVICES)}), "
+            f"got {device}"
+        )
 
 
 def _check_device(operator: str, name: str, tensor: Tensor, pages: object) -> None:

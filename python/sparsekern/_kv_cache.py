@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sparsekern import _core
-from sparsekern._bitmap_kv import kept_channels
+from sparsekern._bitmap_kv import check_kernels, kept_channels
 from sparsekern._kv_pool import BitmapKVPool
 from sparsekern._kv_store import PrunedKV, pages_of
 from sparsekern.report import LayerReport, Report
@@ -66,7 +66,7 @@ class _LazyDense(Tensor):
         pool = source.store.pool
         shape = (source.store.batch, pool.kv_heads, source.length, pool.head_dim)
         make: Callable[..., _LazyDense] = torch.Tensor._make_wrapper_subclass
-        self = make(cls, shape, dtype=pool.dtype, device="cpu")
+        self = make(cls, shape, dtype=pool.dtype, device=pool.device)
         self.source, self.which = source, which
         return self
 
@@ -127,8 +127,8 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
         store.append(key_states, value_states)
         return torch.cat([k, key_states], dim=2), torch.cat([v, value_states], dim=2)
 
-    def restore(self, state: Any) -> None:
-        """Take the tokens of a saved state."""
+    def restore(self, state: Any, device: torch.device) -> None:
+        """Take the tokens of a saved state, to a device."""
         saved = state if isinstance(state, dict) else {}
         k, v = saved.get("window_k"), saved.get("window_v")
         if not isinstance(k, Tensor) or not isinstance(v, Tensor):
@@ -137,7 +137,8 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
                 f"got {type(state).__name__}, {type(k).__name__}, {type(v).__name__}"
             )
         try:
-            self.lazy_initialization(k, v)
+            self.store = self._cache._new_store(k, v, device)
+            self.is_initialized = True
         except (TypeError, NotImplementedError) as error:  # as of any other damage
             raise ValueError(f"BitmapKVCache: saved window_k and window_v: {error}") from error
         assert self.store is not None
@@ -187,10 +188,10 @@ class _Layer(CacheLayerMixin):  # type: ignore[misc]
             self.store.select(torch.arange(self.store.batch)[indices.cpu()].tolist())
 
     def offload(self) -> None:
-        """Nothing: the pages are on the CPU."""
+        """Nothing: the pages stay where they are."""
 
     def prefetch(self) -> None:
-        """Nothing: the pages are on the CPU."""
+        """Nothing: the pages stay where they are."""
 
 
 class BitmapKVCache(Cache):  # type: ignore[misc]
@@ -200,7 +201,8 @@ class BitmapKVCache(Cache):  # type: ignore[misc]
     2505.22913), packed in pages of 64 tokens out of a pool. Pass it to ``generate()`` as
     ``past_key_values``. With ``model.set_attn_implementation("sparsekern")`` decoding reads the
     pages as they are; any other implementation gets K and V dense, which is right and slow.
-    Prompts are attended to before they are pruned. CPU, without ``torch.compile``, inference only.
+    Prompts are attended to before they are pruned. On the CPU and CUDA devices, wherever K is;
+    without ``torch.compile``, inference only.
 
     Args:
         config: of the model; its number of layers sizes the pool.
@@ -238,33 +240,38 @@ class BitmapKVCache(Cache):  # type: ignore[misc]
         for share in (self.k_sparsity, self.v_sparsity):
             kept_channels(8, share)
         self._given_pool = pool
-        self._pools: dict[tuple[int, int, torch.dtype], BitmapKVPool] = {}
+        self._pools: dict[tuple[int, int, torch.dtype, torch.device], BitmapKVPool] = {}
         text = config.get_text_config(decoder=True)
         layers = [_Layer(self) for _ in range(text.num_hidden_layers)]
         super().__init__(layers=layers)
 
-    def _new_store(self, k: Tensor, v: Tensor) -> PrunedKV:
+    def _new_store(self, k: Tensor, v: Tensor, device: torch.device | None = None) -> PrunedKV:
+        """A store for such K and V, on their device or another."""
         if k.dim() != 4 or v.dim() != 4 or k.shape[-1] != v.shape[-1]:
             raise ValueError(
                 "BitmapKVCache: K and V must be [batch, kv_heads, tokens, head_dim], both the "
                 f"same, got {list(k.shape)} and {list(v.shape)}"
             )
-        if k.device.type != "cpu":
-            raise NotImplementedError(f"BitmapKVCache: K must be on the CPU, got {k.device}")
+        check_kernels("BitmapKVCache", "K", k.device)
+        device = k.device if device is None else device
         batch, heads, _, head_dim = k.shape
         keeps = (kept_channels(head_dim, self.k_sparsity), kept_channels(head_dim, self.v_sparsity))
         pool = self._given_pool
         if pool is None:
-            kind = (heads, head_dim, k.dtype)
+            kind = (heads, head_dim, k.dtype, device)
             if kind not in self._pools:
                 pages = len(self.layers) * batch * pages_of(self.max_length)
-                self._pools[kind] = BitmapKVPool(pages, heads, head_dim, *keeps, k.dtype)
+                self._pools[kind] = BitmapKVPool(pages, heads, head_dim, *keeps, k.dtype, device)
             pool = self._pools[kind]
         got = (pool.kv_heads, pool.head_dim, pool.k_keep, pool.v_keep, pool.dtype)
         if got != (heads, head_dim, *keeps, k.dtype):
             raise ValueError(
                 "BitmapKVCache: pool must have kv_heads, head_dim, k_keep, v_keep and dtype "
                 f"{(heads, head_dim, *keeps, k.dtype)}, got {got}"
+            )
+        if pool.device != device:
+            raise ValueError(
+                f"BitmapKVCache: pool must be on {device} like K and V, got {pool.device}"
             )
         return PrunedKV(pool, batch, self.max_length, self.window)
 
@@ -287,14 +294,20 @@ class BitmapKVCache(Cache):  # type: ignore[misc]
         """The tokens of all layers, for `load_state_dict` of a cache made in the same way."""
         return {"layers": [None if s is None else s.state() for s in self._stores()]}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device | str = "cpu") -> None:
         """Go on from a saved state, which is checked as untrusted input.
+
+        Args:
+            state: what `state_dict` returned; its tensors are on the CPU.
+            device: where to go on; with a pool of one's own its device.
 
         Raises:
             ValueError: a state that is damaged or of another cache; the cache is empty then.
             MemoryError: the pool has too few pages; the same.
         """
         self.reset()
+        pool = self._given_pool
+        on = torch.empty(0, device=device).device if pool is None else pool.device  # with its index
         saved = state.get("layers")
         if not isinstance(saved, list) or len(saved) != len(self.layers):
             got = len(saved) if isinstance(saved, list) else type(saved).__name__
@@ -302,7 +315,7 @@ class BitmapKVCache(Cache):  # type: ignore[misc]
         try:
             for layer, one in zip(self.layers, saved, strict=True):
                 if one is not None:
-                    layer.restore(one)
+                    layer.restore(one, on)
             sizes = [None if s is None else (s.batch, s.length) for s in self._stores()]
             for size in sizes[1:]:
                 if size != sizes[0]:
@@ -333,13 +346,18 @@ class BitmapKVCache(Cache):  # type: ignore[misc]
                     block_rows=0,
                     shape=(2, store.batch, pool.kv_heads, store.length, pool.head_dim),
                     density=(pool.k_keep + pool.v_keep) / (2 * pool.head_dim),
-                    kernel=_core.bitmap_attention_kernel(dtype),
+                    kernel=_kernel(dtype, pool.device),
                     nbytes=store.nbytes,
                     dense_nbytes=store.dense_nbytes,
                     reason=f"{store.length - store.packed} tokens dense",
                 )
             )
         return Report(tuple(rows), torch.get_num_threads())
+
+
+def _kernel(dtype: str, device: torch.device) -> str:
+    name: str = _core.bitmap_attention_kernel(dtype)
+    return name if device.type == "cpu" else name.split("__")[0] + f"__{device.type}"
 
 
 def attention(
@@ -386,7 +404,8 @@ def attention(
             causal = kwargs.get("is_causal")
             if causal is None:
                 causal = getattr(module, "is_causal", True)
-            attention_mask = _triangle(query.shape[2], key.shape[2]) if causal else None
+            sizes = (query.shape[2], key.shape[2])
+            attention_mask = _triangle(*sizes, query.device) if causal else None
         out = _capped(query, key, value, attention_mask, scaling, softcap, dropout)
         return out, None
     out, _ = sdpa_attention_forward(
@@ -402,7 +421,7 @@ def _starts(mask: Tensor | None) -> tuple[Tensor | None, bool]:
     """First key attended to of each sequence, and whether the mask says nothing else.
 
     All layers get the same mask, so the last answer is kept until the mask is written to; inference
-    tensors do not tell, and are looked at each time.
+    tensors do not tell, and are looked at each time. Looking waits for a CUDA device.
     """
     global _last_mask
     if mask is None:
@@ -420,9 +439,9 @@ def _starts(mask: Tensor | None) -> tuple[Tensor | None, bool]:
     return answer
 
 
-def _triangle(tokens: int, keys: int) -> Tensor:
+def _triangle(tokens: int, keys: int, device: torch.device) -> Tensor:
     """The causal mask [tokens, keys] of the last tokens."""
-    return torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens)
+    return torch.ones(tokens, keys, dtype=torch.bool, device=device).tril(keys - tokens)
 
 
 def _capped(

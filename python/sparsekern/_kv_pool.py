@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsekern._bitmap_kv import check_channels, page_elements
+from sparsekern._bitmap_kv import check_channels, check_kernels, page_elements
 
 __all__ = ["BitmapKVPool"]
 
@@ -25,6 +25,7 @@ class BitmapKVPool:
         k_keep: channels kept of each K.
         v_keep: channels kept of each V.
         dtype: float32, bfloat16 or float16.
+        device: where the pages are: the CPU or a CUDA device.
 
     Attributes:
         pages: [pages, kv_heads, elements]: what the operators take.
@@ -38,6 +39,7 @@ class BitmapKVPool:
         k_keep: int,
         v_keep: int,
         dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
     ) -> None:
         if pages < 1 or kv_heads < 1:
             raise ValueError(
@@ -48,12 +50,18 @@ class BitmapKVPool:
             raise TypeError(
                 f"BitmapKVPool: dtype must be float32, bfloat16 or float16, got {dtype}"
             )
+        check_kernels("BitmapKVPool", "device", torch.device(device))
         elements = page_elements(head_dim, k_keep, v_keep, dtype)
-        self.pages = torch.empty((pages, kv_heads, elements), dtype=dtype)
+        self.pages = torch.empty((pages, kv_heads, elements), dtype=dtype, device=device)
         self.kv_heads, self.head_dim = kv_heads, head_dim
         self.k_keep, self.v_keep, self.dtype = k_keep, v_keep, dtype
         self._owners = [0] * pages
         self._free = list(range(pages - 1, -1, -1))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the pages are."""
+        return self.pages.device
 
     @property
     def free(self) -> int:
@@ -136,9 +144,9 @@ class BitmapKVPool:
         }
 
 
-def table_of(rows: list[list[int]], columns: int) -> Tensor:
+def table_of(rows: list[list[int]], columns: int, device: torch.device) -> Tensor:
     """A page table [sequences, columns], filled up with 0."""
     table = torch.zeros((len(rows), columns), dtype=torch.int32)
     for i, row in enumerate(rows):
         table[i, : len(row)] = torch.tensor(row, dtype=torch.int32)
-    return table
+    return table.to(device)

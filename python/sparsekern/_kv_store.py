@@ -38,15 +38,16 @@ class PrunedKV:
         self.length = self.packed = 0  # tokens; of them in pages
         self.rows: list[list[int]] = [[] for _ in range(batch)]
         shape = (batch, pool.kv_heads, window, pool.head_dim)
-        self.window_k = torch.zeros(shape, dtype=pool.dtype)
-        self.window_v = torch.zeros(shape, dtype=pool.dtype)
+        self.window_k = torch.zeros(shape, dtype=pool.dtype, device=pool.device)
+        self.window_v = torch.zeros(shape, dtype=pool.dtype, device=pool.device)
         self._counts(batch)
 
     def _counts(self, batch: int) -> None:
         """The table and the lengths as the operators take them, from rows and numbers."""
-        self.table = table_of(self.rows, pages_of(self.max_length))
-        self.packed_lengths = torch.full((batch,), self.packed)
-        self.window_lengths = torch.full((batch,), self.length - self.packed)
+        device = self.pool.device
+        self.table = table_of(self.rows, pages_of(self.max_length), device)
+        self.packed_lengths = torch.full((batch,), self.packed, device=device)
+        self.window_lengths = torch.full((batch,), self.length - self.packed, device=device)
 
     @property
     def batch(self) -> int:
@@ -70,7 +71,7 @@ class PrunedKV:
         """Add tokens: [batch, kv_heads, tokens, head_dim], the dtype of the pool.
 
         Raises:
-            ValueError: wrong shapes, more tokens than max_length.
+            ValueError: wrong shapes, another device, more tokens than max_length.
             TypeError: another dtype.
             MemoryError: the pool has no page left; nothing is appended then.
         """
@@ -107,6 +108,8 @@ class PrunedKV:
         for name, x in (("K", k), ("V", v)):
             if x.dtype != pool.dtype:
                 raise TypeError(f"BitmapKVCache: {name} must be {pool.dtype}, got {x.dtype}")
+            if x.device != pool.device:
+                raise ValueError(f"BitmapKVCache: {name} must be on {pool.device}, got {x.device}")
             want = [self.batch, pool.kv_heads, k.shape[-2], pool.head_dim]
             if list(x.shape) != want:
                 raise ValueError(f"BitmapKVCache: {name} must be {want}, got {list(x.shape)}")
@@ -145,10 +148,10 @@ class PrunedKV:
             self.pool.release(new)
             raise
         finally:
-            self.table = table_of(self.rows, self.table.shape[1])
+            self.table = table_of(self.rows, self.table.shape[1], self.pool.device)
         for i, row in enumerate(self.rows):
             row += new[i * more : (i + 1) * more]
-        self.table = table_of(self.rows, self.table.shape[1])
+        self.table = table_of(self.rows, self.table.shape[1], self.pool.device)
 
     def attend(
         self, q: Tensor, starts: Tensor | None, scale: float, softcap: float = 0.0
@@ -211,7 +214,7 @@ class PrunedKV:
         self._counts(self.batch)
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs; tensors are copies."""
+        """All that `restore` needs; tensors are copies, on the CPU."""
         pages = [page for row in self.rows for page in row]
         return {
             **self.pool.describe(),
@@ -219,9 +222,9 @@ class PrunedKV:
             "length": self.length,
             "packed": self.packed,
             "window": self.window,
-            "pages": self.pool.pages[pages],
-            "window_k": self.window_k.clone(),
-            "window_v": self.window_v.clone(),
+            "pages": self.pool.pages[pages].cpu(),
+            "window_k": self.window_k.detach().to("cpu", copy=True),
+            "window_v": self.window_v.detach().to("cpu", copy=True),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -240,14 +243,30 @@ class PrunedKV:
         self.rows = [new[i * each : (i + 1) * each] for i in range(self.batch)]
         self.length, self.packed = length, packed
         try:
-            self.pool.pages[new] = state["pages"]
+            self._check_pages(state["pages"], packed)
+            self.pool.pages[new] = state["pages"].to(self.pool.device)
             self.window_k.copy_(state["window_k"])
             self.window_v.copy_(state["window_v"])
             self._counts(self.batch)
-            self.dense()
         except BaseException:
             self.crop(0)
             raise
+
+    def _check_pages(self, pages: Tensor, packed: int) -> None:
+        """Masks must keep as many channels as they say: on the CPU, where that can be raised."""
+        pool = self.pool
+        table = torch.arange(pages.shape[0], dtype=torch.int32).reshape(self.batch, -1)
+        if pages.shape[0] == 0:
+            table = table.new_empty((self.batch, 0))
+        bitmap_kv_unpack(
+            pages.contiguous(),
+            table,
+            torch.full((self.batch,), packed),
+            pool.head_dim,
+            pool.k_keep,
+            pool.v_keep,
+            packed,
+        )
 
     def _check_state(self, state: dict[str, Any]) -> None:
         own = {**self.pool.describe(), "batch": self.batch, "window": self.window}
