@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times the CUDA kernels of packed layers: sparsekern, torch dense, torch's semi-structured ones.
+"""Times the CUDA kernels of packed layers: sparsekern, torch dense, semi-structured, int4.
 
 Writes one JSON whatever happens, and ends with 1 when a case failed or a result was wrong.
 `gpu_check.sh` runs it.
@@ -13,8 +13,9 @@ import statistics
 import subprocess
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import sparsekern as sk
 import torch
@@ -65,15 +66,78 @@ class Bitmap:
         return sk.BitmapTensor.from_dense(w)
 
 
+class GQS:
+    """Groups of 16 weights, so many percent pruned whole, the others of so many bits."""
+
+    operator = "gqs_linear"
+    group = 16
+
+    def __init__(self, bits: int, sparsity: int) -> None:
+        self.bits, self.sparsity = bits, sparsity
+        self.label = f"w{bits}, {sparsity} % of groups of {self.group}"
+        self.record: dict[str, Any] = {"bits": bits, "group_sparsity": sparsity}
+
+    def pruned(self, w: torch.Tensor) -> torch.Tensor:
+        rows, cols = w.shape
+        generator = torch.Generator(device=w.device).manual_seed(2)
+        draw = torch.rand(rows, cols // self.group, device=w.device, generator=generator)
+        w = torch.where(draw.repeat_interleave(self.group, 1) * 100 < self.sparsity, 0, w)
+        return self.packed(w.cpu()).to_dense().to(w)
+
+    def packed(self, w: torch.Tensor) -> Any:
+        return sk.GQSTensor.from_dense(w, self.bits, self.group)
+
+
+@dataclass(frozen=True)
+class Int4:
+    """A weight of `torch._weight_int4pack_mm`: (q - 8) * scale in groups of 32, none pruned."""
+
+    packed: torch.Tensor
+    scales_and_zeros: torch.Tensor
+    dense: torch.Tensor
+    group: ClassVar[int] = 32
+
+    @classmethod
+    def of(cls, w: torch.Tensor) -> Int4:
+        rows, cols = w.shape
+        blocks = w.float().reshape(rows, -1, cls.group)
+        scale = (blocks.abs().amax(2) / 7).clamp(min=1e-6).to(DTYPE)
+        q = (blocks / scale.float()[:, :, None]).round().clamp(-8, 7)
+        unsigned = (q + 8).reshape(rows, cols).to(torch.int32)
+        pairs = (unsigned[:, ::2] << 4 | unsigned[:, 1::2]).to(torch.uint8)
+        scales_and_zeros = torch.stack([scale, torch.zeros_like(scale)], 2).transpose(0, 1)
+        return cls(
+            torch.ops.aten._convert_weight_to_int4pack(pairs, 8),
+            scales_and_zeros.contiguous(),
+            (q * scale.float()[:, :, None]).reshape(rows, cols).to(DTYPE),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + self.scales_and_zeros.nbytes
+
+    def clone(self) -> Int4:
+        return Int4(self.packed.clone(), self.scales_and_zeros.clone(), self.dense)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.ops.aten._weight_int4pack_mm(
+            x, self.packed, self.group, self.scales_and_zeros
+        )
+        return result
+
+
 DECODE_KINDS = (
     NM(2, 4),
     NM(2, 8),
     Bitmap(50),
     Bitmap(70),
+    GQS(4, 50),
+    GQS(2, 0),
 )
 CUBE_KINDS = (
     NM(2, 4),
     Bitmap(50),
+    GQS(4, 50),
 )
 
 
@@ -159,7 +223,9 @@ def candidates(w: torch.Tensor, kind: Any) -> dict[str, Callable[[], tuple[Any, 
     def ours() -> tuple[Any, int]:
         packed = kind.packed(w.cpu())
         values, structure = packed.values.detach().cuda(), packed.structure.cuda()
-        return (values, structure), values.nbytes + structure.nbytes
+        scale = packed.scale.detach().cuda() if packed.scale is not None else None
+        parts = (values, structure, scale)
+        return parts, sum(part.nbytes for part in parts if part is not None)
 
     def dense() -> tuple[Any, int]:
         return w.clone(), w.nbytes
@@ -170,20 +236,30 @@ def candidates(w: torch.Tensor, kind: Any) -> dict[str, Callable[[], tuple[Any, 
         SparseSemiStructuredTensor._FORCE_CUTLASS = False  # cuSPARSELt
         return to_sparse_semi_structured(w), w.nbytes * 9 // 16
 
+    def int4() -> tuple[Any, int]:
+        weight = Int4.of(w)
+        return weight, weight.nbytes
+
     found = {"sparsekern": ours, "torch dense": dense}
+    if isinstance(kind, GQS):
+        found["torch _weight_int4pack_mm"] = int4
     if kind.label == "2:4":
         found["to_sparse_semi_structured"] = semi_structured
     return found
 
 
 def copy_of(weight: Any) -> Any:
-    return tuple(t.clone() for t in weight) if isinstance(weight, tuple) else weight.clone()
+    if isinstance(weight, tuple):
+        return tuple(None if t is None else t.clone() for t in weight)
+    return weight.clone()
 
 
 def product(weight: Any, x: torch.Tensor, rows: int, kind: Any) -> Call:
     if isinstance(weight, tuple):
         operator = getattr(torch.ops.sparsekern, kind.operator)
-        return lambda: operator(x, *weight, None, None, rows)
+        return lambda: operator(x, *weight, None, rows)
+    if isinstance(weight, Int4):
+        return lambda: weight.product(x)
     return lambda: functional.linear(x, weight)
 
 
@@ -203,7 +279,7 @@ def case(result: dict[str, Any], shape: tuple[int, int], x_rows: int, kind: Any)
         try:
             weight, weight_bytes = make()
             call = product(weight, x, rows, kind)
-            error = check(label, call(), x, w)
+            error = check(label, call(), x, getattr(weight, "dense", w))
             try:
                 weights = [weight, *(copy_of(weight) for _ in range(copies_for(weight_bytes) - 1))]
             except (NotImplementedError, RuntimeError):  # a weight that cannot be cloned

@@ -280,6 +280,39 @@ def test_marlin24_of_any_integers(bits, rows, tiles, groups, seed):
     assert torch.equal(dense.double(), expected)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("cols", "groups"), [(128, 8), (96, 3), (128, 2), (64, 1), (384, 3)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_marlin24_as_groups(bits, cols, groups, dtype):
+    integers, scale = integers_of(64, cols, bits), scales_of(64, groups) * 1.25
+    parts = marlin_of(integers, scale, bits)
+    parts["scale_packed"] = parts["scale_packed"].to(dtype)
+    packed = interop.gqs_from_marlin24(**parts)
+    assert (packed.bits, packed.group, packed.nnz) == (bits, cols // groups, 64 * cols)
+    assert packed.zeros is None
+    assert torch.equal(packed.codes(), torch.from_numpy(integers).to(torch.int8))
+    assert packed.scale.dtype == dtype
+    assert torch.equal(packed.scales.reshape(64, groups).double(), scale)
+    dense = interop.from_marlin24(**parts)
+    assert torch.equal(packed.to_dense().view(torch.int32), dense.view(torch.int32))
+
+
+def test_marlin24_as_groups_refuses():
+    integers = integers_of(64, 256, 4)
+    one = marlin_of(integers, scales_of(64, 1), 4)
+    with pytest.raises(
+        NotImplementedError,
+        match=r"^gqs_from_marlin24: groups must be of .* columns, got 1 groups for 256 columns",
+    ):
+        interop.gqs_from_marlin24(**one)
+    with pytest.raises(NotImplementedError, match="got 32 groups for 256 columns"):
+        interop.gqs_from_marlin24(**marlin_of(integers, scales_of(64, 32), 4))
+    with pytest.raises(ValueError, match="scales must be finite and not 0"):
+        interop.gqs_from_marlin24(**{**one, "scale_packed": torch.zeros(4, 64)})
+    with pytest.raises(TypeError, match=r"^gqs_from_marlin24: meta must have dtype int16"):
+        interop.gqs_from_marlin24(**{**one, "meta": one["meta"].int()})
+
+
 MARLIN = marlin_of(integers_of(64, 64, 4), scales_of(64, 1), 4)
 MARLIN_DAMAGED = {
     "words": ({"weight_packed": [1]}, TypeError, "weight_packed must be a torch.Tensor, got list"),

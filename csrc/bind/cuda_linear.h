@@ -13,10 +13,11 @@ namespace sparsekern::bind {
 
 class CudaLinear {
  public:
-  // Checks what does not depend on the family, and fills call->problem and call->activation.
+  // Checks what does not depend on the family, and fills call->problem, call->activation, bias and,
+  // where the family's is one of rows, scale.
   CudaLinear(const char* op, const Tensor& x, const Tensor& values, const Tensor& structure,
              const MaybeTensor& scale, const MaybeTensor& bias, int64_t rows, int64_t activation,
-             cuda::LinearCall* call)
+             cuda::LinearCall* call, bool scale_of_rows = true)
       : op_(Checked(op, x, values, structure)), device_(op, x), call_(call) {
     const int64_t dims = x.dim();
     if (dims < 1 || dims > kMaxDims) {
@@ -31,7 +32,7 @@ class CudaLinear {
     p.value_count = values.numel();
     p.structure_bytes = structure.numel();
     call->activation = ActivationOf(op, activation);
-    if ((p.value_dtype == DType::kI8) != scale.has_value()) {
+    if (scale_of_rows && (p.value_dtype == DType::kI8) != scale.has_value()) {
       Fail(Status::InvalidValue(op_ + ": scale must be given for int8 values and for no others"));
     }
     p.x_rows = 1;
@@ -48,7 +49,7 @@ class CudaLinear {
                                  "got " +
                                  std::to_string(major) + "." + std::to_string(minor)));
     }
-    call->scale = RowVector(op, "scale", scale, x, rows, &scale_);
+    if (scale_of_rows) call->scale = RowVector(op, "scale", scale, x, rows, &scale_);
     call->bias = RowVector(op, "bias", bias, x, rows, &bias_);
   }
 

@@ -1,27 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // torch.ops.sparsekern.gqs_linear: checks, views, allocation; the work is the core's.
+#include "bind/torch_gqs.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 
-#include "bind/torch_args.h"
 #include "bind/torch_parallel.h"
 #include "sparsekern/gqs_linear.h"
 
 namespace sparsekern::bind {
 namespace {
-
-GqsScale ScaleKind(const char* op, const Tensor& scale) {
-  switch (scale.scalar_type()) {
-    case ScalarType::Float: return GqsScale::kF32;
-    case ScalarType::BFloat16: return GqsScale::kBF16;
-    case ScalarType::Half: return GqsScale::kF16;
-    case ScalarType::Byte: return GqsScale::kU8;
-    default: break;
-  }
-  Fail(
-      Status::InvalidType(std::string(op) + ": scale must be float32, bfloat16, float16 or uint8"));
-}
 
 Tensor GqsLinearOp(const Tensor& x, const Tensor& values, const Tensor& structure,
                    const Tensor& scale, const MaybeTensor& bias, int64_t rows, int64_t activation,

@@ -186,25 +186,17 @@ def _marlin_scales(packed: Tensor, rows: int) -> Tensor:
     return packed.reshape(groups, rows).t().contiguous()
 
 
-def from_marlin24(weight_packed: Tensor, meta: Tensor, scale_packed: Tensor) -> Tensor:
-    """Read a weight of a ``marlin-24`` checkpoint of compressed-tensors.
+@dataclass(frozen=True)
+class Marlin24:
+    """What the three tensors of a ``marlin-24`` weight say."""
 
-    Args:
-        weight_packed: int32 [cols / 32, rows * bits / 2], 4 or 8 bits: the kept integers.
-        meta: int16 [cols / 32, rows * 2]: their columns.
-        scale_packed: float16, bfloat16 or float32 [groups, rows]: one scale for each row, or for
-            each group of columns of it.
+    integers: Tensor  # [rows, cols], 0 where pruned
+    scales: Tensor  # float32 [rows, groups]
+    bits: int
 
-    Returns:
-        The dense matrix [rows, cols], float32, on the CPU: integer times scale, exactly.
-        ``NMTensor.from_dense(result, 2, 4, dtype=...)`` packs it.
 
-    Raises:
-        TypeError: a wrong type or dtype.
-        ValueError: shapes that do not fit each other or the layout, or columns that no writer
-            makes.
-    """
-    name = "from_marlin24"
+def read_marlin24(name: str, weight_packed: Tensor, meta: Tensor, scale_packed: Tensor) -> Marlin24:
+    """What the tensors that `from_marlin24` describes hold; errors begin with `name`."""
     check_tensor(name, "weight_packed", weight_packed, (torch.int32,))
     check_tensor(name, "meta", meta, (torch.int16,))
     floats = (torch.float16, torch.bfloat16, torch.float32)
@@ -239,7 +231,31 @@ def from_marlin24(weight_packed: Tensor, meta: Tensor, scale_packed: Tensor) -> 
     codes = codes_of(_marlin_words(meta.detach().cpu(), rows, cols // 16))
     integers, _ = place(name, kept, codes)
     scales = _marlin_scales(scale_packed.detach().cpu().float(), rows)
-    return (integers.reshape(rows, groups, -1) * scales[:, :, None]).flatten(1)
+    return Marlin24(integers, scales, bits)
+
+
+def from_marlin24(weight_packed: Tensor, meta: Tensor, scale_packed: Tensor) -> Tensor:
+    """Read a weight of a ``marlin-24`` checkpoint of compressed-tensors.
+
+    Args:
+        weight_packed: int32 [cols / 32, rows * bits / 2], 4 or 8 bits: the kept integers.
+        meta: int16 [cols / 32, rows * 2]: their columns.
+        scale_packed: float16, bfloat16 or float32 [groups, rows]: one scale for each row, or for
+            each group of columns of it.
+
+    Returns:
+        The dense matrix [rows, cols], float32, on the CPU: integer times scale, exactly.
+        ``NMTensor.from_dense(result, 2, 4, dtype=...)`` packs it; `gqs_from_marlin24` keeps the
+        integers.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: shapes that do not fit each other or the layout, or columns that no writer
+            makes.
+    """
+    read = read_marlin24("from_marlin24", weight_packed, meta, scale_packed)
+    rows, groups = read.scales.shape
+    return (read.integers.reshape(rows, groups, -1) * read.scales[:, :, None]).flatten(1)
 
 
 # --- whole checkpoints ----------------------------------------------------------------------------

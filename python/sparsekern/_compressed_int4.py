@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Group-quantized weights of compressed-tensors checkpoints: ``pack-quantized``."""
+"""Group-quantized weights of compressed-tensors: ``pack-quantized``, ``marlin-24``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sparsekern import _memory
+from sparsekern._compressed24 import read_marlin24
 from sparsekern._cutlass24 import check_shape, check_tensor
 from sparsekern._packed import check_matrix_size
 from sparsekern.gqs import BITS, GROUPS, GQSTensor
@@ -32,6 +33,17 @@ def _unpacked(words: Tensor, bits: int, count: int) -> Tensor:
     numbers = (words[:, :, None] >> shifts) & (2**bits - 1)
     flat: Tensor = numbers.flatten(1)
     return flat[:, :count]
+
+
+def _group_of(operator: str, cols: int, groups: int) -> int:
+    """The columns of a group where `groups` fill rows of `cols`."""
+    group = next((g for g in GROUPS if g * groups == cols), None)
+    if group is None:
+        raise NotImplementedError(
+            f"{operator}: groups must be of {GROUPS} columns, got {groups} groups for {cols} "
+            "columns"
+        )
+    return group
 
 
 def from_pack_quantized(
@@ -75,12 +87,7 @@ def from_pack_quantized(
             f"{operator}: weight_scale must be [{rows}, groups], got {list(weight_scale.shape)}"
         )
     groups = weight_scale.shape[1]
-    group = next((g for g in GROUPS if -(-cols // g) == groups and (cols % g == 0)), None)
-    if group is None:
-        raise NotImplementedError(
-            f"{operator}: groups must be of {GROUPS} columns, got {groups} groups for {cols} "
-            "columns"
-        )
+    group = _group_of(operator, cols, groups)
     assert bits in BITS
     _memory.require(operator, f"unpacking a matrix [{rows}, {cols}]", 12 * rows * cols)
     middle = 2 ** (bits - 1)
@@ -96,5 +103,36 @@ def from_pack_quantized(
         zeros = points
     packed = GQSTensor.from_quantized(
         codes, weight_scale, None, zeros, bits=bits, group=group, scale_dtype=weight_scale.dtype
+    )
+    return packed.to(weight_packed.device)
+
+
+def gqs_from_marlin24(weight_packed: Tensor, meta: Tensor, scale_packed: Tensor) -> GQSTensor:
+    """Read a weight of a ``marlin-24`` checkpoint of compressed-tensors with the codes it has.
+
+    Of every four weights two are kept, so no group is pruned; a weight that is not kept is code 0.
+
+    Args:
+        weight_packed: as `from_marlin24`.
+        meta: as `from_marlin24`.
+        scale_packed: as `from_marlin24`; cols / groups is the group: 16, 32, 64 or 128.
+
+    Returns:
+        The matrix on the device of `weight_packed`, its codes and scales those of the checkpoint:
+        ``to_dense()`` is `from_marlin24`, bit for bit.
+
+    Raises:
+        TypeError: a wrong type or dtype.
+        ValueError: what `from_marlin24` refuses; a scale that is 0 or not finite.
+        NotImplementedError: a group that the format does not have, a scale per channel among them.
+    """
+    operator = "gqs_from_marlin24"
+    read = read_marlin24(operator, weight_packed, meta, scale_packed)
+    packed = GQSTensor.from_quantized(
+        read.integers,
+        read.scales,
+        bits=read.bits,
+        group=_group_of(operator, read.integers.shape[1], read.scales.shape[1]),
+        scale_dtype=scale_packed.dtype,
     )
     return packed.to(weight_packed.device)

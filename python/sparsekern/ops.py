@@ -7,7 +7,8 @@ and are what ``torch.compile`` and ``torch.export`` see. Products are differenti
 
 With csr and bitmap, a pruned weight contributes nothing, whatever x holds there, infinities and NaN
 too; a kept weight, an explicit zero too, multiplies as IEEE 754 says, and so does every weight that
-an N:M matrix stores. Sums are in float32.
+an N:M matrix stores. Sums are in float32. On CUDA, kernels for more than a few rows of x multiply
+zeros as well (docs/kernels-cuda.md says which).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ __all__ = [
 _ON_CUDA = (  # operators with kernels there
     "bitmap_linear",
     "csr_linear",
+    "gqs_linear",
     "nm_linear",
 )
 _linear = torch.ops.sparsekern.csr_linear.default

@@ -37,6 +37,8 @@ __device__ __forceinline__ void AddIfKept(float& sum, uint32_t kept, float weigh
 template <typename V, int MR>
 class MultiplyAdd {
  public:
+  static constexpr int kRowsOfX = MR;
+
   __device__ __forceinline__ MultiplyAdd(const BitmapCudaArgs& a, const uint8_t* shared)
       : shared_(shared), x_dtype_(a.problem.x_dtype) {}
 
@@ -55,9 +57,11 @@ class MultiplyAdd {
         LoadColumns<__half>(row + m * XStride(2) + column * 2, x[m]);
       }
     }
+    const uint32_t below = BelowMask(PassShift(lane));
 #pragma unroll
     for (int pass = 0; pass < kSlicePasses; ++pass) {
-      const Nibble<V> n = LoadNibble<V>(shared_, slice, PassHalf(pass, lane), PassShift(lane));
+      const Nibble<V> n =
+          LoadNibble<V>(shared_, slice, PassHalf(pass, lane), PassShift(lane), below);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float weight = ToFloat(n.v[i]);

@@ -24,6 +24,8 @@ __device__ __forceinline__ uint32_t Pair(E low, E high) {
 template <typename E, typename V>
 class MultiplyMma {
  public:
+  static constexpr int kRowsOfX = kMmaRowsAtOnce;
+
   __device__ __forceinline__ MultiplyMma(const BitmapCudaArgs&, const uint8_t* shared)
       : shared_(shared) {}
 
@@ -34,8 +36,8 @@ class MultiplyMma {
       uint32_t w[4];
 #pragma unroll
       for (int lower = 0; lower < 2; ++lower) {
-        const Nibble<V> n =
-            LoadNibble<V>(shared_, slice, MmaHalf(step, lane, lower), MmaShift(step, lane));
+        const Nibble<V> n = LoadNibble<V>(shared_, slice, MmaHalf(step, lane, lower),
+                                          MmaShift(step, lane), BelowMask(MmaShift(step, lane)));
         E v[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -79,7 +81,7 @@ class MultiplyMma {
 };
 
 template <typename E, typename V>
-__global__ void __launch_bounds__(kBitmapMaxWarps * 32) DecodeMmaKernel(const BitmapCudaArgs a) {
+__global__ void __launch_bounds__(kBitmapMaxWarps * 32, 2) DecodeMmaKernel(const BitmapCudaArgs a) {
   Decode<V, MultiplyMma<E, V>>(a);
 }
 

@@ -78,8 +78,9 @@ SPARSEKERN_HOST_DEVICE int CountBits(uint32_t bits) {
 }
 
 // Of a half-word's values, those before bit `shift`.
+SPARSEKERN_HOST_DEVICE uint32_t BelowMask(int shift) { return (uint32_t{1} << shift) - 1; }
 SPARSEKERN_HOST_DEVICE int ValuesBelow(uint32_t half, int shift) {
-  return CountBits(half & ((uint32_t{1} << shift) - 1));
+  return CountBits(half & BelowMask(shift));
 }
 SPARSEKERN_HOST_DEVICE uint32_t NibbleAt(uint32_t half, int shift) { return half >> shift; }
 // Whether column i (0 .. 3) of a nibble is kept (not 0), and where its value lies behind the
@@ -88,6 +89,10 @@ SPARSEKERN_HOST_DEVICE uint32_t NibbleKeeps(uint32_t nibble, int i) { return nib
 SPARSEKERN_HOST_DEVICE int NibblePosition(uint32_t nibble, int i) {
   return static_cast<int>((i > 0 ? nibble & 1u : 0u) + (i > 1 ? nibble >> 1 & 1u : 0u) +
                           (i > 2 ? nibble >> 2 & 1u : 0u));
+}
+// The same one column at a time: bytes from column i's value to the next one's.
+SPARSEKERN_HOST_DEVICE uint32_t NibbleStep(uint32_t nibble, int i, int value_bytes) {
+  return (nibble >> i & 1u) * static_cast<uint32_t>(value_bytes);
 }
 
 // A warp takes a slice in eight passes of two rows, a lane a nibble in each.
@@ -176,9 +181,19 @@ SPARSEKERN_HOST_DEVICE int64_t FirstChunk(int64_t group_at, uint32_t begin) {
 SPARSEKERN_HOST_DEVICE int ChunksOf(uint32_t begin, uint32_t end) {
   return begin == end ? 0 : static_cast<int>(((begin & 15u) + (end - begin) + 15u) / 16u);
 }
-// How many bytes of the chunk at byte `at` the array of `total` bytes has.
-SPARSEKERN_HOST_DEVICE int ChunkBytes(int64_t at, int64_t total) {
-  return total - at >= 16 ? 16 : total > at ? static_cast<int>(total - at) : 0;
+// Of `chunks` that begin at byte `from`, those that the array of `total` bytes reaches into; the
+// others are not copied.
+SPARSEKERN_HOST_DEVICE int ChunksInside(int chunks, int64_t from, int64_t total) {
+  const int64_t inside = (total - from + 15) / 16;
+  return total <= from ? 0 : inside < chunks ? static_cast<int>(inside) : chunks;
+}
+// How many bytes the array has from chunk 0 on, as far as its chunks can reach, and of chunk c.
+SPARSEKERN_HOST_DEVICE int BytesLeft(int64_t from, int64_t total) {
+  const int64_t left = total - from;
+  return left < 2 * kSliceMaxValues * 4 ? static_cast<int>(left) : 2 * kSliceMaxValues * 4;
+}
+SPARSEKERN_HOST_DEVICE int ChunkBytes(int left, int c) {
+  return left - c * 16 < 16 ? left - c * 16 : 16;
 }
 // Where in its copy what is at byte `at` lies, when the copy's first value is at byte `begin`.
 SPARSEKERN_HOST_DEVICE uint32_t InCopy(uint32_t at, uint32_t begin) { return at - (begin & ~15u); }
@@ -198,15 +213,20 @@ struct XChunk {
 SPARSEKERN_HOST_DEVICE int XChunks(int x_bytes, int rows_of_x) {
   return rows_of_x * (kBitmapCols * x_bytes / 16);
 }
+// Shifts, because a division for each slice would be a tenth of decode's instructions.
 SPARSEKERN_HOST_DEVICE XChunk XChunkOf(int c, int x_bytes) {
-  const int of_row = kBitmapCols * x_bytes / 16;
-  const int row = c / of_row, chunk = c % of_row;
-  return XChunk{row, chunk * (16 / x_bytes), row * XStride(x_bytes) + chunk * 16};
+  const int row_shift = x_bytes == 4 ? 4 : 3, column_shift = x_bytes == 4 ? 2 : 3;
+  const int row = c >> row_shift, chunk = c & ((1 << row_shift) - 1);
+  return XChunk{row, chunk << column_shift, row * XStride(x_bytes) + chunk * 16};
 }
-// Slices whose copies are under way or being used.
-SPARSEKERN_HOST_DEVICE constexpr int StagesOf(int value_bytes) { return value_bytes == 4 ? 2 : 3; }
+// Slices whose copies are under way or being used; two where three would leave a multiprocessor
+// with a block of eight warps or two.
+SPARSEKERN_HOST_DEVICE constexpr int StagesOf(int value_bytes, int rows_of_x) {
+  return value_bytes == 4 || rows_of_x >= 8 ? 2 : 3;
+}
 SPARSEKERN_HOST_DEVICE constexpr int WarpBytes(int value_bytes, int x_bytes, int rows_of_x) {
-  return 2 * kEntryBytes + StagesOf(value_bytes) * StageBytes(value_bytes, x_bytes, rows_of_x);
+  return 2 * kEntryBytes +
+         StagesOf(value_bytes, rows_of_x) * StageBytes(value_bytes, x_bytes, rows_of_x);
 }
 
 }  // namespace sparsekern::cuda

@@ -64,7 +64,7 @@ struct Slice {
   uint32_t x;        // rows XStride apart
 };
 
-template <typename V>
+template <typename V, int RowsOfX>
 class Stream {
  public:
   // `memory`: this warp's WarpBytes of `shared`. x rows from first_x on.
@@ -76,7 +76,7 @@ class Stream {
         base_(static_cast<uint32_t>(__cvta_generic_to_shared(shared))),
         memory_(memory),
         x_bytes_(a.problem.x_dtype == DType::kF32 ? 4 : 2),
-        stage_bytes_(StageBytes(kBytes, x_bytes_, a.plan.rows_of_x)),
+        stage_bytes_(StageBytes(kBytes, x_bytes_, RowsOfX)),
         slices_(work.panel < s.panels ? static_cast<int>(work.words.end - work.words.begin) : 0),
         first_col_(work.words.begin * kBitmapCols),
         first_x_(first_x),
@@ -103,7 +103,7 @@ class Stream {
 
  private:
   static constexpr int kBytes = static_cast<int>(sizeof(V));
-  static constexpr int kStages = StagesOf(kBytes);
+  static constexpr int kStages = StagesOf(kBytes, RowsOfX);
 
   __device__ __forceinline__ uint32_t GroupOf(int t) const {
     return memory_ + static_cast<uint32_t>(t / kGroupSlices % 2 * kEntryBytes);
@@ -152,17 +152,18 @@ class Stream {
       const uint32_t to = base_ + StageOf(t);
       const int64_t from = FirstChunk(group_at_, begin);
       const int64_t total = a_.problem.value_count * kBytes;
-      const int chunks = ChunksOf(begin, end);
+      const int chunks = ChunksInside(ChunksOf(begin, end), from, total);
+      const int left = BytesLeft(from, total);
+      const auto* values = static_cast<const uint8_t*>(a_.values) + from;
+#pragma unroll 2
       for (int c = lane; c < chunks; c += 32) {
-        const int64_t at = from + c * 16;
-        const int bytes = ChunkBytes(at, total);
-        const auto* values = static_cast<const uint8_t*>(a_.values) + at;
-        CopyAsync(to + c * 16, bytes > 0 ? values : a_.structure, bytes);
+        CopyAsync(to + c * 16, values + c * 16, ChunkBytes(left, c));
       }
       // x: aligned chunks of eight or four columns, zeros beyond it.
       const int64_t col = first_col_ + int64_t{t} * kBitmapCols;
       const uint32_t x_to = to + CopyBytes(kBytes);
-      for (int c = lane; c < XChunks(x_bytes_, a_.plan.rows_of_x); c += 32) {
+#pragma unroll 1
+      for (int c = lane; c < XChunks(x_bytes_, RowsOfX); c += 32) {
         const XChunk chunk = XChunkOf(c, x_bytes_);
         const int64_t m = first_x_ + chunk.row, k = col + chunk.column;
         const bool there = m < a_.problem.x_rows && k < a_.x_cols;
@@ -186,7 +187,7 @@ class Stream {
 };
 
 // Values of a nibble, four however many it has: those behind the kept are other nibbles' or what
-// the memory held before.
+// the memory held before. `below`: BelowMask(shift).
 template <typename V>
 struct Nibble {
   uint32_t kept;  // bit i: column i
@@ -194,16 +195,16 @@ struct Nibble {
 };
 template <typename V>
 __device__ __forceinline__ Nibble<V> LoadNibble(const uint8_t* shared, const Slice& slice, int half,
-                                                int shift) {
+                                                int shift, uint32_t below) {
   const auto entry = reinterpret_cast<const uint2*>(shared + slice.entries)[half];
   Nibble<V> n;
   n.kept = NibbleAt(entry.x, shift);
-  const uint32_t first =
-      slice.values + entry.y + ValuesBelow(entry.x, shift) * static_cast<int>(sizeof(V));
+  constexpr int kBytes = static_cast<int>(sizeof(V));
+  uint32_t at = slice.values + entry.y + CountBits(entry.x & below) * kBytes;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    n.v[i] = *reinterpret_cast<const V*>(
-        shared + (first + NibblePosition(n.kept, i) * static_cast<int>(sizeof(V))));
+    n.v[i] = *reinterpret_cast<const V*>(shared + at);
+    if (i < 3) at += NibbleStep(n.kept, i, kBytes);
   }
   return n;
 }
@@ -249,7 +250,8 @@ __device__ __forceinline__ void Decode(const BitmapCudaArgs& a) {
   const int bytes = WarpBytes(static_cast<int>(sizeof(V)), a.problem.x_dtype == DType::kF32 ? 4 : 2,
                               a.plan.rows_of_x);
   Consumer consumer(a, shared);
-  Stream<V>(a, s, work, first_value, first_x, shared, static_cast<uint32_t>(warp * bytes))
+  Stream<V, Consumer::kRowsOfX>(a, s, work, first_value, first_x, shared,
+                                static_cast<uint32_t>(warp * bytes))
       .Run(consumer);
   __syncthreads();  // the copies become the sums
   auto* sums = reinterpret_cast<float*>(shared);
