@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
+import { crc32 } from "node:zlib";
 import { hasSimd, load } from "../../wasm/sparsekern.mjs";
 
 const folder = process.env.FIXTURE;
@@ -14,6 +15,22 @@ const cases = JSON.parse(await readFile(join(folder, "cases.json"), "utf8"));
 async function input(name, dtype, ending = "x") {
   const bytes = new Uint8Array(await readFile(join(folder, `${name}.${ending}`))).slice();
   return dtype === "float32" ? new Float32Array(bytes.buffer) : new Uint16Array(bytes.buffer);
+}
+
+// The checkpoint with other metadata, whose checksum is right.
+function edited(change) {
+  const length = new DataView(file.buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(file.subarray(8, 8 + length)));
+  const described = JSON.parse(header.__metadata__.sparsekern);
+  change(described, header);
+  const text = JSON.stringify(described);
+  header.__metadata__ = { sparsekern: text, "sparsekern.crc32": crc32(text).toString(16).padStart(8, "0") };
+  const head = new TextEncoder().encode(JSON.stringify(header));
+  const result = new Uint8Array(8 + head.length + file.length - 8 - length);
+  new DataView(result.buffer).setUint32(0, head.length, true);
+  result.set(head, 8);
+  result.set(file.subarray(8 + length), 8 + head.length);
+  return result;
 }
 
 // A product in plain JavaScript; NaN and infinities do not occur in these tests.
@@ -375,6 +392,19 @@ for (const tier of ["simd128", "scalar"]) {
         assert.ok(refused > packed.structure.length / 2, `${refused} of ${packed.structure.length}`);
       });
     }
+
+    test("a checkpoint whose layers are not what they say is refused", () => {
+      sk.checkpoint(edited(() => {})).dispose();
+      for (const [change, message] of [
+        [(described, header) => delete header["gqs8.scale"], /^sparsekern.checkpoint: layer gqs8 must have a scale$/],
+        [({ layers }) => (layers["bitmap-tied"].kind = "nm_linear"), /^sparsekern.checkpoint: layer "bitmap-tied" must be tied to layers of its format$/],
+        [({ layers }) => (layers.bitmap.kind = "coo_linear"), /^sparsekern.checkpoint: layer bitmap has the unknown kind coo_linear$/],
+        [({ layers }) => (layers.gqs2.shape = [1, 2]), /^sparsekern.checkpoint: layer "gqs2" must have shape 1,2, got 40,130$/],
+        [({ layers }) => (layers.gqs2.kind = "bitmap_linear"), /^sparsekern.bitmapMatrix: scale must be a Float32Array for float32, got Uint16Array/],
+      ]) {
+        assert.throws(() => sk.checkpoint(edited(change)), (error) => message.test(error.message) ? true : assert.fail(`${error}`));
+      }
+    });
 
     test("a damaged checkpoint is refused, wherever a bit flips", () => {
       for (const length of [0, 7, 8, 100, file.length - 1]) {
