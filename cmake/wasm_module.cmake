@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # sparsekern-<tier>.wasm: a module without main (a WASI "reactor") that exports the functions of
-# bind/wasm_api.cc and its memory. wasm/build.sh builds both tiers.
+# bind/wasm_*.cc and its memory. wasm/build.sh builds both tiers.
 
 if(SPARSEKERN_WASM_SIMD)
   set(wasm_tier simd128)

@@ -14,6 +14,7 @@ const TYPES = {
   I32: ["int32", Int32Array],
   F64: ["float64", Float64Array],
 };
+const KINDS = ["csr_linear", "csr_conv2d", "nm_linear", "bitmap_linear", "gqs_linear"];
 
 function fail(text) {
   throw new RangeError(`sparsekern.checkpoint: ${text}`);
@@ -63,10 +64,11 @@ function readLayer(name, raw, tensors) {
   if (values === null || structure === null || structure.dtype !== "uint8") {
     fail(`layer ${name} must have values and structure`);
   }
-  const { kind, shape, activation = "none", stride = 1 } = raw ?? {};
-  if (!["csr_linear", "csr_conv2d", "nm_linear"].includes(kind)) fail(`layer ${name} has the unknown kind ${kind}`);
+  const { kind, shape, activation = "none", stride = 1, int8_activations: int8Activations = false } = raw ?? {};
+  if (!KINDS.includes(kind)) fail(`layer ${name} has the unknown kind ${kind}`);
+  if (kind === "gqs_linear" && scale === null) fail(`layer ${name} must have a scale`);
   if (!Array.isArray(shape) || shape.length !== 2) fail(`layer ${name} must have a shape [rows, cols]`);
-  return { kind, shape, activation, stride, values, structure, scale, bias: floats(bias, name) };
+  return { kind, shape, activation, stride, int8Activations: int8Activations === true, values, structure, scale, bias: floats(bias, name) };
 }
 
 // Biases are added in float32, whatever the model's dtype.

@@ -22,7 +22,7 @@ export function hasSimd(): boolean;
 /** Loads the module. Errors: TypeError for an unknown tier, Error where it cannot be had. */
 export function load(options?: LoadOptions): Promise<Sparsekern>;
 
-/** The arrays of the csr or the nm format, docs/formats.md. */
+/** The arrays of the csr, the nm or the bitmap format, docs/formats.md. */
 export interface PackedArrays {
   values: WeightArray;
   structure: Uint8Array;
@@ -50,6 +50,36 @@ export interface PackNmOptions {
   mask?: Uint8Array | null;
 }
 
+export interface PackBitmapOptions {
+  dtype?: ActivationDType;
+  /** rows x cols, nonzero = kept; default: what differs from zero. */
+  mask?: Uint8Array | null;
+}
+
+/** How the scales of groups are stored; uint8: times a factor of the row. */
+export type ScaleDType = ActivationDType | "uint8";
+
+/** The arrays of the gqs format, docs/formats.md. */
+export interface GQSArrays {
+  values: Int8Array;
+  structure: Uint8Array;
+  /** One for each kept group, row by row, and then as many zero-points where there are any. */
+  scale: Float32Array | Uint16Array | Uint8Array;
+  /** Default float16. */
+  scaleDtype?: ScaleDType;
+}
+
+export interface PackGqsOptions {
+  /** Of a weight; default 4. */
+  bits?: 2 | 4 | 8;
+  /** Consecutive columns that share a scale; default 16. */
+  group?: 16 | 32 | 64 | 128;
+  /** rows x ceil(cols / group), nonzero = kept; default: groups with a weight that differs from zero. */
+  mask?: Uint8Array | null;
+  /** Default float16. */
+  scaleDtype?: ActivationDType;
+}
+
 export interface CallOptions {
   /** Of x and of the result; default float32. */
   dtype?: ActivationDType;
@@ -63,6 +93,11 @@ export interface CallOptions {
 export interface LinearOptions extends CallOptions {
   /** Rows of x; default x.length / cols. */
   rows?: number;
+}
+
+export interface GQSLinearOptions extends LinearOptions {
+  /** Rounds x to int8 first, each group to multiples of its largest magnitude / 127; default false. */
+  int8Activations?: boolean;
 }
 
 export interface Conv2dOptions extends CallOptions {
@@ -82,7 +117,7 @@ export interface Buffer {
   dispose(): void;
 }
 
-/** What the matrices of both formats have. */
+/** What the matrices of all formats have. */
 export interface PackedMatrix {
   readonly rows: number;
   readonly cols: number;
@@ -118,6 +153,26 @@ export interface NMMatrix extends PackedMatrix {
   readonly m: number;
 }
 
+/** Any pattern, a bit for each weight: for 30 to 75 % zeros. */
+export interface BitmapMatrix extends PackedMatrix {}
+
+/** Quantized groups, kept or pruned whole. A code of 0 takes part: 0 times infinity is NaN. */
+export interface GQSMatrix extends PackedMatrix {
+  readonly dtype: "int8";
+  /** Of a weight: 2, 4 or 8. */
+  readonly bits: number;
+  /** Columns that share a scale. */
+  readonly group: number;
+  /** Whether groups have zero-points. */
+  readonly zeros: boolean;
+  readonly scaleDtype: ScaleDType;
+  linear<Out extends Buffer>(x: FloatArray | Buffer, options: GQSLinearOptions & { out: Out }): Out;
+  linear(x: FloatArray | Buffer, options?: GQSLinearOptions): FloatArray;
+  linearKernel(rows: number, options?: { int8Activations?: boolean }): string;
+  /** Dense, row-major: the weights themselves, scales and zero-points applied. */
+  toDense(): Float32Array;
+}
+
 export interface CheckpointTensor {
   readonly dtype: string;
   readonly shape: number[];
@@ -128,6 +183,8 @@ interface LayerParts {
   readonly shape: [number, number];
   readonly activation: Activation;
   readonly stride: number;
+  /** Whether the layer rounded x to int8 when it was saved: an option of GQSMatrix.linear; csr takes x as it is. */
+  readonly int8Activations: boolean;
   readonly bias: Float32Array | null;
 }
 
@@ -141,7 +198,17 @@ export interface NMLayer extends LayerParts {
   readonly matrix: NMMatrix;
 }
 
-export type CheckpointLayer = CSRLayer | NMLayer;
+export interface BitmapLayer extends LayerParts {
+  readonly kind: "bitmap_linear";
+  readonly matrix: BitmapMatrix;
+}
+
+export interface GQSLayer extends LayerParts {
+  readonly kind: "gqs_linear";
+  readonly matrix: GQSMatrix;
+}
+
+export type CheckpointLayer = CSRLayer | NMLayer | BitmapLayer | GQSLayer;
 
 export interface Checkpoint {
   /** All tensors of the file, by name; tied names share one. */
@@ -161,10 +228,21 @@ export interface Sparsekern {
   matrix(packed: PackedArrays): CSRMatrix;
   /** The same for the format nm. */
   nmMatrix(packed: PackedArrays): NMMatrix;
+  /** The same for the format bitmap. */
+  bitmapMatrix(packed: PackedArrays): BitmapMatrix;
+  /** The same for the format gqs. */
+  gqsMatrix(packed: GQSArrays): GQSMatrix;
   /** Packs a dense row-major [rows, cols] array. */
   pack(dense: FloatArray, rows: number, cols: number, options?: PackOptions): Required<PackedArrays>;
   /** The same for n of every m columns; a group that keeps more is a RangeError, which names it. */
   packNm(dense: FloatArray, rows: number, cols: number, options: PackNmOptions): Required<PackedArrays>;
+  /** The same with a bit for each weight. */
+  packBitmap(dense: FloatArray, rows: number, cols: number, options?: PackBitmapOptions): Required<PackedArrays>;
+  /**
+   * Quantizes groups of weights, each to the nearest multiple of the group's largest magnitude / (2^(bits-1) - 1). A
+   * weight that is kept must be finite.
+   */
+  packGqs(dense: Float32Array, rows: number, cols: number, options?: PackGqsOptions): Required<GQSArrays>;
   /** Reads a file that sparsekern.save_file wrote. */
   checkpoint(bytes: ArrayBuffer | Uint8Array): Checkpoint;
 }

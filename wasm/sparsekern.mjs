@@ -4,7 +4,8 @@ import { readCheckpoint } from "./checkpoint.mjs";
 
 const ACTIVATIONS = ["none", "relu", "relu6", "gelu", "gelu_tanh", "silu", "hardswish"];
 const DTYPES = { float32: 0, bfloat16: 1, float16: 2, int8: 3 };
-const ARRAYS = { float32: Float32Array, bfloat16: Uint16Array, float16: Uint16Array, int8: Int8Array };
+const ARRAYS = { float32: Float32Array, bfloat16: Uint16Array, float16: Uint16Array, int8: Int8Array, uint8: Uint8Array };
+const SCALES = ["float32", "bfloat16", "float16", "uint8"]; // of groups, by their numbers
 const LIMIT = 2 ** 31;
 
 // (module (func (result v128) i32.const 0 i8x16.splat)): valid where simd128 is.
@@ -42,6 +43,12 @@ function checkArray(operator, name, value, dtype, length) {
   const fits = value instanceof Buffer ? array.length >= length : array.length === length;
   if (length !== undefined && !fits) {
     throw new RangeError(`${operator}: ${name} must have ${length} elements, got ${array.length}`);
+  }
+}
+
+function checkMask(operator, mask, length) {
+  if (mask !== null && !(mask instanceof Uint8Array && mask.length === length)) {
+    throw new TypeError(`${operator}: mask must be a Uint8Array of ${length}, got ${show(mask)}`);
   }
 }
 
@@ -151,6 +158,9 @@ class Sparsekern {
     const message = this._text(this.#c.sk_error());
     throw new RangeError(message === "" ? "sparsekern: no memory for a matrix" : message);
   }
+  _made(handle) {
+    return handle !== 0 ? handle : this._fail();
+  }
   _reserve(name, bytes) {
     let [pointer, held] = this.#scratch[name];
     if (bytes > held || pointer === 0) {
@@ -189,18 +199,34 @@ class Sparsekern {
   nmMatrix(packed) {
     return this._matrix("sparsekern.nmMatrix", this.#c.sk_nm_new, NMMatrix, packed);
   }
+  /** The same for the format bitmap. */
+  bitmapMatrix(packed) {
+    return this._matrix("sparsekern.bitmapMatrix", this.#c.sk_bitmap_new, BitmapMatrix, packed);
+  }
+  /** Quantized groups, format gqs: scaleDtype says how `scale` is stored. */
+  gqsMatrix({ values, structure, scale, scaleDtype = "float16" }) {
+    const operator = "sparsekern.gqsMatrix";
+    const kind = checkChoice(operator, "scaleDtype", scaleDtype, SCALES);
+    checkArray(operator, "scale", scale, scaleDtype);
+    const matrix = this._create(operator, this.#c.sk_gqs_new, GQSMatrix, { values, structure, dtype: "int8", scale }, kind);
+    matrix.scaleDtype = scaleDtype;
+    return matrix;
+  }
   _matrix(operator, create, Type, { values, structure, dtype = "float32", scale = null }) {
-    checkChoice(operator, "dtype", dtype, Object.keys(DTYPES));
+    const number = checkChoice(operator, "dtype", dtype, Object.keys(DTYPES));
+    if (scale !== null) checkArray(operator, "scale", scale, "float32");
+    return this._create(operator, create, Type, { values, structure, dtype, scale }, number);
+  }
+  // `number` is what `create` takes for the dtype.
+  _create(operator, create, Type, { values, structure, dtype, scale }, number) {
     checkArray(operator, "values", values, dtype);
     if (!(structure instanceof Uint8Array)) {
       throw new TypeError(`${operator}: structure must be a Uint8Array, got ${show(structure)}`);
     }
-    if (scale !== null) checkArray(operator, "scale", scale, "float32");
     const held = [];
     try {
       for (const array of [structure, values, scale]) held.push(array === null ? 0 : this._copyIn(array));
-      const handle = create(held[0], structure.byteLength, held[1], values.length, DTYPES[dtype], held[2], scale === null ? 0 : scale.length);
-      if (handle === 0) this._fail();
+      const handle = this._made(create(held[0], structure.byteLength, held[1], values.length, number, held[2], scale?.length ?? 0));
       return new Type(this, this.#c, handle, held, dtype, values.byteLength + structure.byteLength + (scale?.byteLength ?? 0));
     } catch (error) {
       for (const pointer of held) if (pointer !== 0) this.#c.sk_free(pointer);
@@ -212,14 +238,8 @@ class Sparsekern {
   pack(dense, rows, cols, options = {}) {
     const { blockRows = 1 } = options;
     checkChoice("sparsekern.pack", "blockRows", blockRows, [1, 2, 4]);
-    const c = this.#c;
-    return this._pack("sparsekern.pack", dense, rows, cols, options, {
-      create: (dense, dtype, mask) => c.sk_packer_new(dense, dtype, rows, cols, mask, blockRows),
-      valueCount: c.sk_packer_value_count,
-      structureBytes: c.sk_packer_structure_bytes,
-      fill: c.sk_packer_fill,
-      dispose: c.sk_packer_delete,
-    });
+    return this._pack("sparsekern.pack", dense, rows, cols, options, "sk_packer", (dense, dtype, mask) =>
+      this.#c.sk_packer_new(dense, dtype, rows, cols, mask, blockRows));
   }
   /** Packs n of every m columns; a group that keeps more is an error. */
   packNm(dense, rows, cols, options = {}) {
@@ -228,46 +248,79 @@ class Sparsekern {
     if (!Number.isInteger(n) || n < 1 || n >= m) {
       throw new RangeError(`sparsekern.packNm: n must be an integer in [1, ${m}), got ${show(n)}`);
     }
+    return this._pack("sparsekern.packNm", dense, rows, cols, options, "sk_nm_packer", (dense, dtype, mask) =>
+      this.#c.sk_nm_packer_new(dense, dtype, rows, cols, mask, n, m));
+  }
+  /** Packs a bit for each weight and the kept ones behind each other, for bitmapMatrix. */
+  packBitmap(dense, rows, cols, options = {}) {
+    return this._pack("sparsekern.packBitmap", dense, rows, cols, options, "sk_bitmap_packer", (dense, dtype, mask) =>
+      this.#c.sk_bitmap_packer_new(dense, dtype, rows, cols, mask));
+  }
+  /** Quantizes groups of float32 weights, each to the nearest code, for gqsMatrix. */
+  packGqs(dense, rows, cols, options = {}) {
+    const operator = "sparsekern.packGqs";
+    const { bits = 4, group = 16, scaleDtype = "float16", mask = null } = options;
+    checkSize(operator, "rows", rows, 1);
+    checkSize(operator, "cols", cols, 1);
+    checkChoice(operator, "bits", bits, [2, 4, 8]);
+    checkChoice(operator, "group", group, [16, 32, 64, 128]);
+    const kind = checkChoice(operator, "scaleDtype", scaleDtype, ["float32", "bfloat16", "float16"]);
+    checkArray(operator, "dense", dense, "float32", rows * cols);
+    const groups = rows * Math.ceil(cols / group);
+    checkMask(operator, mask, groups);
     const c = this.#c;
-    return this._pack("sparsekern.packNm", dense, rows, cols, options, {
-      create: (dense, dtype, mask) => c.sk_nm_packer_new(dense, dtype, rows, cols, mask, n, m),
-      valueCount: c.sk_nm_packer_value_count,
-      structureBytes: c.sk_nm_packer_structure_bytes,
-      fill: c.sk_nm_packer_fill,
-      dispose: c.sk_nm_packer_delete,
+    const width = ARRAYS[scaleDtype].BYTES_PER_ELEMENT;
+    return this._hold((put, allocate) => {
+      const denseAt = put(dense);
+      const maskAt = mask === null ? allocate(groups) : put(mask);
+      const codes = allocate(rows * cols);
+      const scale = allocate(groups * width);
+      const failed = c.sk_gqs_quantize(denseAt, rows, cols, bits, group, kind, maskAt, Number(mask === null), codes, scale);
+      if (failed !== 0) this._fail();
+      const packer = this._made(c.sk_gqs_packer_new(codes, rows, cols, maskAt, bits, group, 0, 0));
+      const kept = c.sk_gqs_packer_groups(packer) >>> 0;
+      const packed = this._fill("sk_gqs_packer", packer, allocate, "int8");
+      return { ...packed, scale: new ARRAYS[scaleDtype](this._bytes(scale, kept * width).slice().buffer), scaleDtype };
     });
   }
-  _pack(operator, dense, rows, cols, { dtype = "float32", mask = null }, packers) {
+  _pack(operator, dense, rows, cols, { dtype = "float32", mask = null }, packers, create) {
     checkSize(operator, "rows", rows, 1);
     checkSize(operator, "cols", cols, 1);
     checkChoice(operator, "dtype", dtype, ["float32", "bfloat16", "float16"]);
     checkArray(operator, "dense", dense, dtype, rows * cols);
-    if (mask !== null && !(mask instanceof Uint8Array && mask.length === rows * cols)) {
-      throw new TypeError(`${operator}: mask must be a Uint8Array of ${rows * cols}, got ${show(mask)}`);
-    }
+    checkMask(operator, mask, rows * cols);
+    return this._hold((put, allocate) => {
+      const denseAt = put(dense);
+      const maskAt = mask === null ? 0 : put(mask);
+      const packer = this._made(create(denseAt, DTYPES[dtype], maskAt));
+      return { ...this._fill(packers, packer, allocate, dtype), dtype, scale: null };
+    });
+  }
+  // Runs work(put an array, allocate bytes) and frees what these two took.
+  _hold(work) {
     const held = [];
-    let packer = 0;
+    const keep = (pointer) => (held.push(pointer), pointer);
     try {
-      for (const array of [dense, mask]) held.push(array === null ? 0 : this._copyIn(array));
-      packer = packers.create(held[0], DTYPES[dtype], held[1]);
-      if (packer === 0) this._fail();
-      const valueCount = packers.valueCount(packer) >>> 0;
-      const structureBytes = packers.structureBytes(packer) >>> 0;
-      const valueBytes = valueCount * ARRAYS[dtype].BYTES_PER_ELEMENT;
-      const values = this._allocate(valueBytes);
-      held.push(values);
-      const structure = this._allocate(structureBytes);
-      held.push(structure);
-      packers.fill(packer, values, structure);
+      return work((array) => keep(this._copyIn(array)), (bytes) => keep(this._allocate(bytes)));
+    } finally {
+      for (const pointer of held) this.#c.sk_free(pointer);
+    }
+  }
+  // The arrays that a packer makes, which is then deleted; `prefix` begins the names of its functions.
+  _fill(prefix, packer, allocate, dtype) {
+    const call = (name, ...arguments_) => this.#c[`${prefix}_${name}`](packer, ...arguments_);
+    try {
+      const valueBytes = (call("value_count") >>> 0) * ARRAYS[dtype].BYTES_PER_ELEMENT;
+      const structureBytes = call("structure_bytes") >>> 0;
+      const values = allocate(valueBytes);
+      const structure = allocate(structureBytes);
+      call("fill", values, structure);
       return {
         values: new ARRAYS[dtype](this._bytes(values, valueBytes).slice().buffer),
         structure: this._bytes(structure, structureBytes).slice(),
-        dtype,
-        scale: null,
       };
     } finally {
-      if (packer !== 0) packers.dispose(packer);
-      for (const pointer of held) if (pointer !== 0) this.#c.sk_free(pointer);
+      call("delete");
     }
   }
 
@@ -275,15 +328,18 @@ class Sparsekern {
   checkpoint(bytes) {
     const { tensors, layers: described } = readCheckpoint(bytes);
     const layers = new Map();
-    const packed = new Map(); // tied layers share one matrix
+    const made = []; // tied layers share one matrix
     try {
       for (const [name, { values, structure, scale, bias, ...spec }] of described) {
-        if (!packed.has(structure)) {
+        const { create, Type } = FORMATS[spec.kind.split("_")[0]];
+        let held = made.find((other) => other.values === values && other.structure === structure && other.scale === scale);
+        if (held === undefined) {
           const arrays = { values: values.data, structure: structure.data, dtype: values.dtype, scale: scale?.data ?? null };
-          packed.set(structure, spec.kind === "nm_linear" ? this.nmMatrix(arrays) : this.matrix(arrays));
+          held = { values, structure, scale, matrix: this[create]({ ...arrays, scaleDtype: scale?.dtype }) };
+          made.push(held);
         }
-        const matrix = packed.get(structure);
-        if ((spec.kind === "nm_linear") !== matrix instanceof NMMatrix) {
+        const { matrix } = held;
+        if (!(matrix instanceof Type)) {
           throw new RangeError(`sparsekern.checkpoint: layer ${show(name)} must be tied to layers of its format`);
         }
         if (matrix.rows !== spec.shape[0] || matrix.cols !== spec.shape[1]) {
@@ -292,10 +348,10 @@ class Sparsekern {
         layers.set(name, { ...spec, matrix, bias });
       }
     } catch (error) {
-      for (const matrix of packed.values()) matrix.dispose();
+      for (const { matrix } of made) matrix.dispose();
       throw error;
     }
-    return { tensors, layers, dispose: () => packed.forEach((matrix) => matrix.dispose()) };
+    return { tensors, layers, dispose: () => made.forEach(({ matrix }) => matrix.dispose()) };
   }
 }
 
@@ -349,18 +405,18 @@ class PackedMatrix {
   }
 
   /** y[m, n] = activation(sum_k x[m, k] w[n, k] + bias[n]) for x of options.rows x cols. */
-  linear(x, options = {}) {
+  linear(x, options = {}, ...more) {
     const operator = `${this.#kind}_linear`;
     const length = x instanceof Buffer ? x.length : x?.length;
     const rows = checkSize(operator, "rows", options.rows ?? (length ?? 0) / this.cols);
     return this._call(operator, x, rows * this.cols, rows * this.rows, options, (w, xAt, yAt, dtype, bias, activation) =>
-      this._c("linear")(w, xAt, yAt, dtype, rows, this.cols, this.rows, bias, activation));
+      this._c("linear")(w, xAt, yAt, dtype, rows, this.cols, this.rows, bias, activation, ...more));
   }
 
   /** The kernel that `linear` runs for so many rows of x, e.g. csr_linear_r1_f32_batch__wasm_simd128. */
-  linearKernel(rows) {
+  linearKernel(rows, ...more) {
     const count = checkSize(`${this.#kind}_linear`, "rows", rows);
-    return this._kernelName("linear_kernel", count);
+    return this._kernelName("linear_kernel", count, ...more);
   }
   _kernelName(name, ...arguments_) {
     return this.#sk._text(this._c(name)(this._live, ...arguments_));
@@ -368,7 +424,10 @@ class PackedMatrix {
 
   /** Dense row-major copy, of the matrix's dtype (int8: without the scale). */
   toDense() {
-    const type = ARRAYS[this.dtype];
+    return this._unpack(this.dtype);
+  }
+  _unpack(dtype) {
+    const type = ARRAYS[dtype];
     const length = this.rows * this.cols;
     const handle = this._live;
     const pointer = this.#sk._allocate(length * type.BYTES_PER_ELEMENT);
@@ -419,3 +478,46 @@ class NMMatrix extends PackedMatrix {
     this.kept = this.rows * (Math.floor(this.cols / this.m) * this.n + Math.min(this.n, this.cols % this.m));
   }
 }
+
+/** A matrix with a bit for each weight; free it with dispose(). */
+class BitmapMatrix extends PackedMatrix {
+  constructor(...arguments_) {
+    super("bitmap", ...arguments_);
+    this.kept = this._c("kept")(this._live) >>> 0;
+  }
+}
+
+/** A matrix of quantized groups, kept or pruned whole; free it with dispose(). */
+class GQSMatrix extends PackedMatrix {
+  constructor(...arguments_) {
+    super("gqs", ...arguments_);
+    this.bits = this._c("bits")(this._live);
+    this.group = this._c("group")(this._live);
+    this.zeros = this._c("zeros")(this._live) !== 0;
+    this.kept = this._c("kept")(this._live);
+  }
+
+  /** options.int8Activations: x is rounded to int8 first, group by group. */
+  linear(x, options = {}) {
+    return super.linear(x, options, this._int8(options));
+  }
+  linearKernel(rows, options = {}) {
+    return super.linearKernel(rows, this._int8(options));
+  }
+  _int8({ int8Activations = false }) {
+    return checkChoice("gqs_linear", "int8Activations", int8Activations, [false, true]);
+  }
+
+  /** Dense row-major copy in float32: the weights themselves, scales and zero-points applied. */
+  toDense() {
+    return this._unpack("float32");
+  }
+}
+
+// By the beginning of a layer's kind: the method that makes its matrix, and what that answers.
+const FORMATS = {
+  csr: { create: "matrix", Type: CSRMatrix },
+  nm: { create: "nmMatrix", Type: NMMatrix },
+  bitmap: { create: "bitmapMatrix", Type: BitmapMatrix },
+  gqs: { create: "gqsMatrix", Type: GQSMatrix },
+};

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The C functions that the WebAssembly module exports, for wasm/sparsekern.mjs and any other host:
-// memory, errors, and the format csr. wasm_nm.cc has those of nm.
+// memory, errors, and the format csr. wasm_nm.cc, wasm_bitmap.cc and wasm_gqs.cc have the other
+// formats; wasm_api.h has the functions that all have.
 //
 // Pointers are addresses in the module's memory, sizes count elements unless the name says bytes,
 // dtypes and activations are the numbers of dtype.h and activation.h. A call that fails answers 0
 // where it answers a pointer, else the number of its StatusCode, and leaves its message in
 // sk_error(). Matrices borrow `structure`, `values` and `scale`: they must stay until
-// sk_csr_delete or sk_nm_delete. One thread only.
+// sk_csr_delete and the like. One thread only.
 #include "bind/wasm_api.h"
 
 #include <cstdint>
@@ -44,33 +45,14 @@ SPARSEKERN_EXPORT(sk_free) void sk_free(void* memory) { std::free(memory); }
 
 // ---- a packed matrix ---------------------------------------------------------------------------
 
-// Checks everything docs/formats.md demands, as of untrusted input. scale: [rows] for int8, else
-// null.
-SPARSEKERN_EXPORT(sk_csr_new)
-CsrMatrix* sk_csr_new(const void* structure, uint32_t structure_bytes, const void* values,
-                      uint32_t value_count, uint32_t dtype, const float* scale,
-                      uint32_t scale_count) {
-  return NewMatrix("csr", sparsekern::ValidateCsr, sparsekern::ParseCsrStructure, structure,
-                   structure_bytes, values, value_count, dtype, scale, scale_count);
-}
-SPARSEKERN_EXPORT(sk_csr_delete) void sk_csr_delete(CsrMatrix* matrix) { delete matrix; }
+SPARSEKERN_EXPORT_MATRIX(csr, Csr)
 
-SPARSEKERN_EXPORT(sk_csr_rows) uint32_t sk_csr_rows(const CsrMatrix* matrix) {
-  return static_cast<uint32_t>(matrix->structure.rows);
-}
-SPARSEKERN_EXPORT(sk_csr_cols) uint32_t sk_csr_cols(const CsrMatrix* matrix) {
-  return static_cast<uint32_t>(matrix->structure.cols);
-}
 SPARSEKERN_EXPORT(sk_csr_block_rows) uint32_t sk_csr_block_rows(const CsrMatrix* matrix) {
   return static_cast<uint32_t>(matrix->structure.block_rows);
 }
 // Kept (group, column) pairs: times block_rows, the kept weights.
 SPARSEKERN_EXPORT(sk_csr_kept) uint32_t sk_csr_kept(const CsrMatrix* matrix) {
   return static_cast<uint32_t>(matrix->structure.kept);
-}
-// dense: rows x cols elements of the matrix's dtype (int8: without the scale).
-SPARSEKERN_EXPORT(sk_csr_unpack) void sk_csr_unpack(const CsrMatrix* matrix, void* dense) {
-  sparsekern::UnpackCsr(matrix->structure, matrix->values, matrix->dtype, dense);
 }
 
 // ---- packing -----------------------------------------------------------------------------------
@@ -85,32 +67,9 @@ CsrPacker* sk_packer_new(const void* dense, uint32_t dtype, uint32_t rows, uint3
     return packer->Plan(dense, DTypeOf(dtype), rows, cols, mask, block);
   });
 }
-SPARSEKERN_EXPORT(sk_packer_value_count) uint32_t sk_packer_value_count(const CsrPacker* packer) {
-  return static_cast<uint32_t>(packer->value_count());
-}
-SPARSEKERN_EXPORT(sk_packer_structure_bytes)
-uint32_t sk_packer_structure_bytes(const CsrPacker* packer) {
-  return static_cast<uint32_t>(packer->structure_bytes());
-}
-SPARSEKERN_EXPORT(sk_packer_fill)
-void sk_packer_fill(const CsrPacker* packer, void* values, void* structure) {
-  packer->Fill(values, structure);
-}
-SPARSEKERN_EXPORT(sk_packer_delete) void sk_packer_delete(CsrPacker* packer) { delete packer; }
+SPARSEKERN_EXPORT_PACKER(sk_packer, CsrPacker, value_count)
 
-// ---- products ----------------------------------------------------------------------------------
-
-// x: x_rows x cols, rows x_stride elements apart; y: x_rows x rows, rows y_stride apart; bias:
-// [rows] or null.
-SPARSEKERN_EXPORT(sk_csr_linear)
-int32_t sk_csr_linear(const CsrMatrix* matrix, const void* x, void* y, uint32_t dtype,
-                      uint32_t x_rows, uint32_t x_stride, uint32_t y_stride, const float* bias,
-                      uint32_t activation) {
-  if (const Status status = CheckDType("csr_linear", dtype); !status.ok()) return Report(status);
-  const sparsekern::LinearArgs args =
-      LinearArgsOf(x, y, dtype, x_rows, x_stride, y_stride, bias, activation);
-  return Report(sparsekern::CsrLinear(*matrix, args, sparsekern::Serial()));
-}
+// ---- convolution --------------------------------------------------------------------------------
 
 // x: [batch, cols, height, width]; y: [batch, rows, ceil(height/stride), ceil(width/stride)].
 SPARSEKERN_EXPORT(sk_csr_conv2d)
@@ -131,10 +90,6 @@ int32_t sk_csr_conv2d(const CsrMatrix* matrix, const void* x, void* y, uint32_t 
 }
 
 // Valid until the next call that answers a name.
-SPARSEKERN_EXPORT(sk_csr_linear_kernel)
-const char* sk_csr_linear_kernel(const CsrMatrix* matrix, uint32_t x_rows) {
-  return Keep(sparsekern::CsrLinearKernelName(*matrix, x_rows, sparsekern::DetectedIsa()));
-}
 SPARSEKERN_EXPORT(sk_csr_conv2d_kernel)
 const char* sk_csr_conv2d_kernel(const CsrMatrix* matrix) {
   return Keep(sparsekern::CsrConv2dKernelName(*matrix, sparsekern::DetectedIsa()));

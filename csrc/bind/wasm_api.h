@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the exported functions of the WebAssembly module share: the last error, checks of numbers.
+// What the exported functions of the WebAssembly module share: the last error, checks of numbers,
+// and the functions that every format has.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +9,9 @@
 #include <string>
 #include <utility>
 
+#include "sparsekern/isa.h"
 #include "sparsekern/linear.h"
+#include "sparsekern/parallel.h"
 #include "sparsekern/status.h"
 
 #define SPARSEKERN_EXPORT(name) extern "C" __attribute__((export_name(#name)))
@@ -108,3 +111,77 @@ inline LinearArgs LinearArgsOf(const void* x, void* y, uint32_t dtype, uint32_t 
 }
 
 }  // namespace sparsekern::wasm
+
+// ---- what formats export alike -----------------------------------------------------------------
+
+// sk_<prefix>_delete, _rows and _cols of a matrix.
+#define SPARSEKERN_EXPORT_SHAPE(prefix, Matrix)                \
+  SPARSEKERN_EXPORT(sk_##prefix##_delete)                      \
+  void sk_##prefix##_delete(Matrix* matrix) { delete matrix; } \
+  SPARSEKERN_EXPORT(sk_##prefix##_rows)                        \
+  uint32_t sk_##prefix##_rows(const Matrix* matrix) {          \
+    return static_cast<uint32_t>(matrix->structure.rows);      \
+  }                                                            \
+  SPARSEKERN_EXPORT(sk_##prefix##_cols)                        \
+  uint32_t sk_##prefix##_cols(const Matrix* matrix) {          \
+    return static_cast<uint32_t>(matrix->structure.cols);      \
+  }
+
+// The functions of a PackedMatrix of the format whose C++ names end in Format (ValidateCsr, ...):
+// - sk_<prefix>_new checks everything docs/formats.md demands, as of untrusted input; scale: [rows]
+//   for int8, else null.
+// - sk_<prefix>_unpack writes dense: rows x cols elements of the matrix's dtype (int8: without the
+//   scale).
+// - sk_<prefix>_linear: x: x_rows x cols, rows x_stride elements apart; y: x_rows x rows, rows
+//   y_stride apart; bias: [rows] or null.
+// - sk_<prefix>_linear_kernel: valid until the next call that answers a name.
+#define SPARSEKERN_EXPORT_MATRIX(prefix, Format)                                                 \
+  SPARSEKERN_EXPORT(sk_##prefix##_new)                                                           \
+  sparsekern::Format##Matrix* sk_##prefix##_new(                                                 \
+      const void* structure, uint32_t structure_bytes, const void* values, uint32_t value_count, \
+      uint32_t dtype, const float* scale, uint32_t scale_count) {                                \
+    return sparsekern::wasm::NewMatrix(                                                          \
+        #prefix, sparsekern::Validate##Format, sparsekern::Parse##Format##Structure, structure,  \
+        structure_bytes, values, value_count, dtype, scale, scale_count);                        \
+  }                                                                                              \
+  SPARSEKERN_EXPORT_SHAPE(prefix, sparsekern::Format##Matrix)                                    \
+  SPARSEKERN_EXPORT(sk_##prefix##_unpack)                                                        \
+  void sk_##prefix##_unpack(const sparsekern::Format##Matrix* matrix, void* dense) {             \
+    sparsekern::Unpack##Format(matrix->structure, matrix->values, matrix->dtype, dense);         \
+  }                                                                                              \
+  SPARSEKERN_EXPORT(sk_##prefix##_linear)                                                        \
+  int32_t sk_##prefix##_linear(const sparsekern::Format##Matrix* matrix, const void* x, void* y, \
+                               uint32_t dtype, uint32_t x_rows, uint32_t x_stride,               \
+                               uint32_t y_stride, const float* bias, uint32_t activation) {      \
+    using namespace sparsekern::wasm;                                                            \
+    sparsekern::Status status = CheckDType(#prefix "_linear", dtype);                            \
+    if (status.ok()) {                                                                           \
+      status = sparsekern::Format##Linear(                                                       \
+          *matrix, LinearArgsOf(x, y, dtype, x_rows, x_stride, y_stride, bias, activation),      \
+          sparsekern::Serial());                                                                 \
+    }                                                                                            \
+    return Report(status);                                                                       \
+  }                                                                                              \
+  SPARSEKERN_EXPORT(sk_##prefix##_linear_kernel)                                                 \
+  const char* sk_##prefix##_linear_kernel(const sparsekern::Format##Matrix* matrix,              \
+                                          uint32_t x_rows) {                                     \
+    return sparsekern::wasm::Keep(                                                               \
+        sparsekern::Format##LinearKernelName(*matrix, x_rows, sparsekern::DetectedIsa()));       \
+  }
+
+// <prefix>_value_count (packer->GetCount()), _structure_bytes, _fill and _delete of a packer: ask
+// for the sizes, allocate, fill, delete.
+#define SPARSEKERN_EXPORT_PACKER(prefix, Packer, GetCount)                  \
+  SPARSEKERN_EXPORT(prefix##_value_count)                                   \
+  uint32_t prefix##_value_count(const Packer* packer) {                     \
+    return static_cast<uint32_t>(packer->GetCount());                       \
+  }                                                                         \
+  SPARSEKERN_EXPORT(prefix##_structure_bytes)                               \
+  uint32_t prefix##_structure_bytes(const Packer* packer) {                 \
+    return static_cast<uint32_t>(packer->structure_bytes());                \
+  }                                                                         \
+  SPARSEKERN_EXPORT(prefix##_fill)                                          \
+  void prefix##_fill(const Packer* packer, void* values, void* structure) { \
+    packer->Fill(values, structure);                                        \
+  }                                                                         \
+  SPARSEKERN_EXPORT(prefix##_delete) void prefix##_delete(Packer* packer) { delete packer; }

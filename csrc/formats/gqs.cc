@@ -126,19 +126,9 @@ Status CheckPadding(const GqsStructure& s, const uint8_t* values) {
   return status;
 }
 
-float ScaleAt(const uint8_t* scale, GqsScale kind, int64_t i) {
-  switch (kind) {
-    case GqsScale::kF32: return ReadAt<float>(scale + 4 * i);
-    case GqsScale::kBF16: return F32FromBF16(ReadAt<uint16_t>(scale + 2 * i));
-    case GqsScale::kF16: return F32FromF16(ReadAt<uint16_t>(scale + 2 * i));
-    case GqsScale::kU8: return scale[i];
-  }
-  return 0.0f;
-}
-
 Status CheckScales(const GqsStructure& s, const uint8_t* scale, GqsScale kind) {
   for (int64_t i = 0; i < s.scale_count(); ++i) {
-    const float v = ScaleAt(scale, kind, i);
+    const float v = GqsScaleAt(scale, kind, i);
     if (!std::isfinite(v) || (i < s.groups && v == 0.0f)) {
       const bool zero = i >= s.groups;
       return Status::InvalidValue(std::string("gqs: ") + (zero ? "zero-points" : "scales") +
@@ -164,6 +154,17 @@ int64_t TaskGroups(int64_t groups, int units_per_group) {
 }
 
 }  // namespace
+
+float GqsScaleAt(const void* scale, GqsScale kind, int64_t i) {
+  const uint8_t* base = static_cast<const uint8_t*>(scale);
+  switch (kind) {
+    case GqsScale::kF32: return ReadAt<float>(base + 4 * i);
+    case GqsScale::kBF16: return F32FromBF16(ReadAt<uint16_t>(base + 2 * i));
+    case GqsScale::kF16: return F32FromF16(ReadAt<uint16_t>(base + 2 * i));
+    case GqsScale::kU8: return base[i];
+  }
+  return 0.0f;
+}
 
 Status ParseGqsStructure(const void* data, size_t bytes, const char* name, GqsStructure* out) {
   const std::string op = std::string(name) + ": structure";

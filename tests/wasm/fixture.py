@@ -11,17 +11,20 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import compare
 import oracle
-from sparsekern import CSRTensor, NMTensor, save_file
-from sparsekern._packed import PackedTensor
-from sparsekern.nn import CSRConv2d, CSRLinear, NMLinear
+from sparsekern import BitmapTensor, CSRTensor, GQSTensor, NMTensor, save_file
+from sparsekern._packed import PackedTensor, to_numpy
+from sparsekern.gqs import SCALE_NAMES
+from sparsekern.nn import BitmapLinear, CSRConv2d, CSRLinear, GQSLinear, NMLinear
 
 TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,6 +52,33 @@ def _nm(rows: int, cols: int, dtype: torch.dtype, n: int, m: int, seed: int) -> 
     return NMTensor.from_dense(weight, n, m, strict=False, dtype=dtype)
 
 
+def _bitmap(rows: int, cols: int, dtype: torch.dtype, seed: int) -> BitmapTensor:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, cols, generator=generator) < 0.5
+    return BitmapTensor.from_dense(
+        torch.randn(rows, cols, generator=generator), mask=mask, dtype=dtype
+    )
+
+
+def quantized(name: str) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A dense matrix with whole groups of zeros, and how `GQSTensor.from_dense` is to round it."""
+    rows, cols, bits, group, scale, symmetric = QUANTIZED[name]
+    generator = torch.Generator().manual_seed(rows)
+    kept = torch.rand(rows, -(-cols // group), generator=generator) < 0.5
+    dense = torch.randn(rows, cols, generator=generator)
+    dense *= kept.repeat_interleave(group, 1)[:, :cols]
+    return dense, {"bits": bits, "group": group, "scale_dtype": scale, "symmetric": symmetric}
+
+
+QUANTIZED = {
+    "gqs2": (40, 130, 2, 16, torch.bfloat16, True),
+    "gqs4": (130, 257, 4, 16, torch.float16, True),
+    "gqs4zero": (33, 300, 4, 64, torch.float32, False),
+    "gqs4row": (65, 96, 4, 32, torch.uint8, True),
+    "gqs8": (77, 300, 8, 128, torch.float32, True),
+}
+
+
 def _layer(kind: type, packed: PackedTensor, activation: str, **options: int) -> nn.Module:
     generator = torch.Generator().manual_seed(packed.shape[0])
     return kind.from_packed(
@@ -74,6 +104,22 @@ def model() -> nn.ModuleDict:
             "nm32": _layer(NMLinear, _nm(16, 70, torch.float16, 3, 32, 11), "hardswish"),
         }
     )
+    for name, (dtype, shape, activation) in {
+        "bitmap": (torch.float32, (130, 257), "relu"),
+        "bitmap-bf16": (torch.bfloat16, (33, 64), "gelu"),
+        "bitmap-f16": (torch.float16, (17, 65), "silu"),
+        "bitmap-int8": (torch.int8, (64, 130), "none"),
+    }.items():
+        layers[name] = _layer(BitmapLinear, _bitmap(*shape, dtype, shape[0]), activation)
+    for name in QUANTIZED:
+        dense, how = quantized(name)
+        layers[name] = _layer(GQSLinear, GQSTensor.from_dense(dense, **how), "silu")
+    layers["gqs4int8"] = GQSLinear.from_packed(layers["gqs4"].weight, None, "none")
+    layers["gqs4int8"].int8_activations = True
+    relu = layers["relu"].weight  # one pattern, other values
+    twice = CSRTensor(2 * relu.values.detach(), relu.structure)
+    layers["twice"] = CSRLinear.from_packed(twice, None, "none")
+    layers["bitmap-tied"] = BitmapLinear.from_packed(layers["bitmap"].weight, None, "none")
     layers["nm"] = NMLinear.from_packed(layers["nm4"].weight, None, "none")
     layers["one"] = CSRLinear.from_packed(layers["tanh"].weight, None, "none")
     return layers.eval()
@@ -93,7 +139,7 @@ def cases(layers: nn.ModuleDict) -> list[Case]:
         ]
     found += [
         Case("special-" + name, name, "float32", (5, layers[name].weight.shape[1]))
-        for name in ("relu", "silu", "nm4", "nm8")
+        for name in ("relu", "silu", "nm4", "nm8", "bitmap", "gqs4", "gqs4zero", "gqs4int8")
     ]
     return found
 
@@ -115,10 +161,43 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     layers = model()
     save_file(layers, folder / "model.safetensors")
+    for name in QUANTIZED:
+        (folder / f"{name}.dense").write_bytes(_raw(quantized(name)[0]))
     made = cases(layers)
     for case in made:
         (folder / f"{case.name}.x").write_bytes(_raw(_input(case)))
     (folder / "cases.json").write_text(json.dumps([asdict(case) for case in made]))
+
+
+def _read(packed: PackedTensor) -> tuple[oracle.Array, NDArray[np.bool_]]:
+    """The weights and which are kept, as the oracle reads them."""
+    structure = packed.structure.numpy()
+    if isinstance(packed, GQSTensor):
+        name = SCALE_NAMES[packed.scale.dtype]
+        groups = oracle.read_gqs(
+            packed.values.numpy(), structure, to_numpy(packed.scale.detach()), name
+        )
+        return groups.dense, groups.mask
+    read = {CSRTensor: oracle.read_csr, NMTensor: oracle.read_nm, BitmapTensor: oracle.read_bitmap}
+    dtype = str(packed.dtype).removeprefix("torch.")
+    values = packed.values.detach()
+    stored = values.view(torch.uint16).numpy() if dtype == "bfloat16" else values.numpy()
+    matrix = read[type(packed)](stored, structure, dtype)
+    if packed.scale is None:
+        return matrix.dense, matrix.mask
+    return matrix.dense * packed.scale.double().numpy()[:, None], matrix.mask
+
+
+def _rounded(x: oracle.Array, group: int) -> oracle.Array:
+    """Groups of x as multiples of their largest magnitude / 127, rounded in float32; or NaN."""
+    rows, cols = x.shape
+    wide = np.pad(x, ((0, 0), (0, -cols % group))).astype(np.float32).reshape(rows, -1, group)
+    with np.errstate(all="ignore"):
+        most = np.abs(wide).max(axis=2, keepdims=True)
+        inverse = np.where(most > 2.0**-100, np.float32(127) / most, np.float32(0))
+        whole = np.rint(wide * inverse) * (most / np.float32(127)).astype(np.float64)
+    whole = np.where(np.isfinite(most), whole, np.nan)
+    return whole.reshape(rows, -1)[:, :cols]
 
 
 def check(folder: Path, host: str) -> int:
@@ -127,25 +206,15 @@ def check(folder: Path, host: str) -> int:
     made = cases(layers)
     for case in made:
         layer = layers[case.layer]
-        packed = layer.weight
-        dtype = str(packed.dtype).removeprefix("torch.")
-        stored = (
-            packed.values.view(torch.uint16) if dtype in ("bfloat16", "float16") else packed.values
-        )
-        values = stored.detach().numpy()
-        if dtype == "float16":
-            values = values.view(np.float16)
-        read = oracle.read_nm if isinstance(packed, NMTensor) else oracle.read_csr
-        matrix = read(values, packed.structure.numpy(), dtype)
-        dense = matrix.dense
-        if packed.scale is not None:
-            dense = dense * packed.scale.double().numpy()[:, None]
+        dense, mask = _read(layer.weight)
         bias = None if layer.bias is None else layer.bias.detach().double().numpy()
         x = _input(case).double().numpy()
+        if layer.int8_activations:
+            x = _rounded(x, layer.weight.group)
         if isinstance(layer, CSRConv2d):
-            expected = oracle.conv2d(x, dense, matrix.mask, bias, layer.stride)
+            expected = oracle.conv2d(x, dense, mask, bias, layer.stride)
         else:
-            expected = oracle.linear(x, dense, matrix.mask, bias)
+            expected = oracle.linear(x, dense, mask, bias)
         raw = np.frombuffer((folder / f"{case.name}.{host}").read_bytes(), np.uint8)
         got = oracle.elements(
             raw.view(np.float32 if case.dtype == "float32" else np.uint16).copy(), case.dtype
@@ -156,6 +225,7 @@ def check(folder: Path, host: str) -> int:
             expected,
             case.dtype,
             layer.activation,
+            c=2.0 if layer.int8_activations else 1.0,  # the steps of x are rounded too
             what=f"{host} {case.name}",
         )
     return len(made)

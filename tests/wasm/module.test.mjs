@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
+import { crc32 } from "node:zlib";
 import { hasSimd, load } from "../../wasm/sparsekern.mjs";
 
 const folder = process.env.FIXTURE;
@@ -11,10 +12,57 @@ assert.ok(folder, "FIXTURE must name the folder that fixture.py wrote");
 const file = new Uint8Array(await readFile(join(folder, "model.safetensors")));
 const cases = JSON.parse(await readFile(join(folder, "cases.json"), "utf8"));
 
-async function input(name, dtype) {
-  const bytes = new Uint8Array(await readFile(join(folder, `${name}.x`))).slice();
+async function input(name, dtype, ending = "x") {
+  const bytes = new Uint8Array(await readFile(join(folder, `${name}.${ending}`))).slice();
   return dtype === "float32" ? new Float32Array(bytes.buffer) : new Uint16Array(bytes.buffer);
 }
+
+// The checkpoint with other metadata, whose checksum is right.
+function edited(change) {
+  const length = new DataView(file.buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(file.subarray(8, 8 + length)));
+  const described = JSON.parse(header.__metadata__.sparsekern);
+  change(described, header);
+  const text = JSON.stringify(described);
+  header.__metadata__ = { sparsekern: text, "sparsekern.crc32": crc32(text).toString(16).padStart(8, "0") };
+  const head = new TextEncoder().encode(JSON.stringify(header));
+  const result = new Uint8Array(8 + head.length + file.length - 8 - length);
+  new DataView(result.buffer).setUint32(0, head.length, true);
+  result.set(head, 8);
+  result.set(file.subarray(8 + length), 8 + head.length);
+  return result;
+}
+
+// A product in plain JavaScript; NaN and infinities do not occur in these tests.
+function plain(dense, rows, cols, x, bias) {
+  return Float32Array.from({ length: (x.length / cols) * rows }, (_, i) => {
+    const m = Math.floor(i / rows) * cols;
+    const n = i % rows;
+    let sum = bias?.[n] ?? 0;
+    for (let k = 0; k < cols; ++k) sum += dense[n * cols + k] * x[m + k];
+    return sum;
+  });
+}
+function close(got, want, what) {
+  assert.equal(got.length, want.length);
+  for (let i = 0; i < got.length; ++i) {
+    assert.ok(Math.abs(got[i] - want[i]) <= 1e-4 * (1 + Math.abs(want[i])), `${what}, ${i}: ${got[i]} for ${want[i]}`);
+  }
+}
+// Numbers in (-1, 1) that repeat nowhere near.
+const numbers = (length, seed = 1) => Float32Array.from({ length }, (_, i) => Math.sin(12.9898 * (i + seed)));
+// Groups of x as multiples of their largest magnitude / 127.
+function roundGroups(x, cols, group) {
+  const result = x.slice();
+  for (let at = 0, end; at < x.length; at = end) {
+    end = Math.min(at + group, at - (at % cols) + cols);
+    const most = x.subarray(at, end).reduce((all, v) => Math.max(all, Math.abs(v)), 0);
+    const inverse = Math.fround(127 / most);
+    for (let k = at; k < end; ++k) result[k] = Math.round(Math.fround(x[k] * inverse)) * Math.fround(most / 127);
+  }
+  return result;
+}
+const SHAPES = [[1, 1], [37, 53], [16, 64], [5, 130], [130, 17], [33, 257]];
 
 for (const tier of ["simd128", "scalar"]) {
   describe(tier, () => {
@@ -35,13 +83,17 @@ for (const tier of ["simd128", "scalar"]) {
       const model = sk.checkpoint(file);
       assert.equal(model.layers.get("one").matrix, model.layers.get("tanh").matrix); // tied
       assert.equal(model.layers.get("nm").matrix, model.layers.get("nm4").matrix);
+      assert.equal(model.layers.get("bitmap-tied").matrix, model.layers.get("bitmap").matrix);
+      assert.equal(model.layers.get("gqs4int8").matrix, model.layers.get("gqs4").matrix);
+      assert.notEqual(model.layers.get("twice").matrix, model.layers.get("relu").matrix); // one structure, other values
+      assert.deepEqual(["gqs4", "gqs4int8", "bitmap"].map((name) => model.layers.get(name).int8Activations), [false, true, false]);
       const { matrix: nm } = model.layers.get("nm4");
       assert.deepEqual([nm.rows, nm.cols, nm.n, nm.m, nm.kept], [130, 250, 2, 4, 130 * (62 * 2 + 2)]);
       assert.ok(nm.linearKernel(1).endsWith(tier === "scalar" ? "decode__scalar" : "decode__wasm_simd128"));
       for (const { name, layer: layerName, dtype, shape } of cases) {
-        const { matrix, bias, activation, stride, kind } = model.layers.get(layerName);
+        const { matrix, bias, activation, stride, kind, int8Activations } = model.layers.get(layerName);
         const x = await input(name, dtype);
-        const options = { dtype, bias, activation };
+        const options = { dtype, bias, activation, int8Activations };
         const y = kind !== "csr_conv2d"
           ? matrix.linear(x, { ...options, rows: shape[0] })
           : matrix.conv2d(x, { ...options, stride, batch: shape[0], height: shape[2], width: shape[3] });
@@ -89,6 +141,104 @@ for (const tier of ["simd128", "scalar"]) {
       assert.deepEqual(kept.toDense(), Float32Array.of(0, 0, 0, 7));
       assert.deepEqual(kept.linear(Float32Array.of(NaN, NaN, 1, 2)), Float32Array.of(14));
       kept.dispose();
+    });
+
+    test("packs, unpacks and multiplies any pattern with a bit for each weight", () => {
+      for (const [rows, cols] of SHAPES) {
+        const dense = numbers(rows * cols).map((w, i) => (i % 3 === 1 ? 0 : w));
+        const matrix = sk.bitmapMatrix(sk.packBitmap(dense, rows, cols));
+        assert.deepEqual([matrix.rows, matrix.cols, matrix.dtype], [rows, cols, "float32"]);
+        assert.equal(matrix.kept, dense.filter((w) => w !== 0).length);
+        assert.deepEqual(matrix.toDense(), dense);
+        const bias = numbers(rows, 7);
+        for (const count of [1, 2, 9, 40]) {
+          const x = numbers(count * cols, 3);
+          close(matrix.linear(x, { bias }), plain(dense, rows, cols, x, bias), `${rows} x ${cols}, ${count} rows`);
+        }
+        matrix.dispose();
+        assert.throws(() => matrix.toDense(), /BitmapMatrix: used after dispose/);
+      }
+      const mask = Uint8Array.of(0, 1, 1, 0);
+      const kept = sk.bitmapMatrix(sk.packBitmap(Float32Array.of(5, 6, 0, 7), 1, 4, { mask }));
+      assert.equal(kept.kept, 2);
+      assert.deepEqual(kept.toDense(), Float32Array.of(0, 6, 0, 0));
+      assert.deepEqual(kept.linear(Float32Array.of(NaN, 2, 1, Infinity)), Float32Array.of(12));
+      assert.match(kept.linearKernel(1), tier === "scalar" ? /^bitmap_linear_f32_decode__scalar$/ : /^bitmap_linear_f32_decode__wasm_simd128$/);
+      kept.dispose();
+      const halves = sk.packBitmap(Uint16Array.of(0x3f80, 0, 0x4000), 1, 3, { dtype: "bfloat16" }); // 1, 0, 2
+      const narrow = sk.bitmapMatrix(halves);
+      assert.deepEqual(narrow.toDense(), Uint16Array.of(0x3f80, 0, 0x4000));
+      assert.deepEqual(narrow.linear(Float32Array.of(3, 4, 5)), Float32Array.of(13));
+      narrow.dispose();
+    });
+
+    test("quantizes groups as GQSTensor.from_dense does", async () => {
+      const model = sk.checkpoint(file);
+      for (const name of ["gqs2", "gqs4", "gqs8"]) {
+        const { matrix } = model.layers.get(name);
+        const dense = await input(name, "float32", "dense");
+        const packed = sk.packGqs(dense, matrix.rows, matrix.cols, { bits: matrix.bits, group: matrix.group, scaleDtype: matrix.scaleDtype });
+        for (const part of ["values", "structure", "scale"]) {
+          assert.deepEqual(packed[part], model.tensors.get(`${name}.${part}`).data, `${name}.${part}`);
+        }
+      }
+      model.dispose();
+    });
+
+    test("unpacks and multiplies quantized groups", async () => {
+      for (const [rows, cols] of SHAPES) {
+        for (const [bits, group] of [[2, 16], [4, 32], [8, 64], [4, 128]]) {
+          const original = numbers(rows * cols, bits);
+          const mask = Uint8Array.from({ length: rows * Math.ceil(cols / group) }, (_, i) => i % 3 !== 1);
+          const packed = sk.packGqs(original, rows, cols, { bits, group, mask, scaleDtype: "float32" });
+          const matrix = sk.gqsMatrix(packed);
+          assert.deepEqual([matrix.rows, matrix.cols, matrix.bits, matrix.group, matrix.zeros], [rows, cols, bits, group, false]);
+          assert.equal(packed.scale.length, mask.reduce((all, kept) => all + kept, 0));
+          const dense = matrix.toDense();
+          const groups = Math.ceil(cols / group);
+          const keeps = (i) => mask[Math.floor(i / cols) * groups + Math.floor((i % cols) / group)] !== 0;
+          assert.equal(matrix.kept, dense.filter((_, i) => keeps(i)).length);
+          const step = 1 / (2 ** (bits - 1) - 1); // of the codes: no weight here is above 1
+          dense.forEach((w, i) => assert.ok(keeps(i) ? Math.abs(w - original[i]) <= 0.5001 * step : w === 0, `${i}: ${w}`));
+          for (const count of [1, 3, 40]) {
+            const x = numbers(count * cols, 5);
+            close(matrix.linear(x), plain(dense, rows, cols, x), `${rows} x ${cols}, w${bits}g${group}, ${count} rows`);
+            const rounded = plain(dense, rows, cols, roundGroups(x, cols, group));
+            close(matrix.linear(x, { int8Activations: true }), rounded, `${rows} x ${cols}, w${bits}g${group}, int8 x`);
+          }
+          matrix.dispose();
+        }
+      }
+      // Weights with zero-points, and with 8-bit scales times factors of the rows.
+      const model = sk.checkpoint(file);
+      for (const [name, zeros, scaleDtype] of [["gqs4zero", true, "float32"], ["gqs4row", false, "uint8"]]) {
+        const { matrix } = model.layers.get(name);
+        assert.deepEqual([matrix.zeros, matrix.scaleDtype, matrix.dtype], [zeros, scaleDtype, "int8"]);
+        const dense = matrix.toDense();
+        const original = await input(name, "float32", "dense");
+        dense.forEach((w, i) => assert.ok(original[i] === 0 ? w === 0 : Math.abs(w - original[i]) < 0.4, `${name} ${i}: ${w} for ${original[i]}`));
+        const x = numbers(3 * matrix.cols, 5);
+        close(matrix.linear(x), plain(dense, matrix.rows, matrix.cols, x), name);
+      }
+      assert.equal(model.layers.get("gqs4").matrix.linearKernel(1), tier === "scalar" ? "gqs_linear_w4g16_decode__scalar" : "gqs_linear_w4g16_decode__wasm_simd128");
+      assert.match(model.layers.get("gqs4").matrix.linearKernel(40, { int8Activations: true }), /^gqs_linear_w4g16_batch__/);
+      model.dispose();
+    });
+
+    test("quantized groups: small and large weights, and what is pruned meets no NaN", () => {
+      const zero = sk.gqsMatrix(sk.packGqs(new Float32Array(32), 1, 32));
+      assert.deepEqual([zero.kept, zero.linear(new Float32Array(32).fill(NaN))], [0, new Float32Array(1)]);
+      zero.dispose();
+      const tiny = sk.packGqs(new Float32Array(16).fill(1e-30), 1, 16); // rounds to 0, with the least scale
+      assert.deepEqual(tiny.scale, Uint16Array.of(0x0400));
+      const all = sk.packGqs(new Float32Array(16), 1, 16, { mask: Uint8Array.of(1) });
+      assert.deepEqual(all.scale, Uint16Array.of(0x3c00)); // 1
+      const dense = new Float32Array(32).fill(7);
+      const half = sk.gqsMatrix(sk.packGqs(dense, 1, 32, { mask: Uint8Array.of(0, 1) }));
+      assert.deepEqual(half.toDense(), dense.map((w, i) => (i < 16 ? 0 : w)));
+      const x = new Float32Array(32).fill(NaN, 0, 16).fill(1, 16);
+      assert.deepEqual(half.linear(x, { activation: "relu" }), Float32Array.of(112));
+      half.dispose();
     });
 
     test("keeps activations in the module, also while its memory grows", () => {
@@ -151,6 +301,10 @@ for (const tier of ["simd128", "scalar"]) {
       const w = sk.matrix(packed);
       const packedNm = sk.packNm(Float32Array.of(1, 0, 0, 2), 1, 4, { n: 2, m: 4 });
       const nm = sk.nmMatrix(packedNm);
+      const packedBitmap = sk.packBitmap(Float32Array.of(1, 0, 0, 2), 1, 4);
+      const bitmap = sk.bitmapMatrix(packedBitmap);
+      const packedGqs = sk.packGqs(Float32Array.of(1, 0, 0, 2), 1, 4);
+      const gqs = sk.gqsMatrix(packedGqs);
       const x = new Float32Array(2);
       const bad = [
         [() => w.linear([1, 2]), TypeError, /^csr_linear: x must be a Float32Array for float32, got 1,2$/],
@@ -178,6 +332,33 @@ for (const tier of ["simd128", "scalar"]) {
         [() => nm.linear(x, { rows: 1 }), RangeError, /^nm_linear: x must have 4 elements, got 2$/],
         [() => nm.linear(new Float32Array(4), { activation: "tanh" }), TypeError, /^nm_linear: activation must be one of/],
         [() => sk.matrix({ ...packed, scale: x }), RangeError, /^csr: scale must have 0 elements, got 2$/],
+        [() => sk.packBitmap(x, 2, 2), RangeError, /^sparsekern.packBitmap: dense must have 4 elements, got 2$/],
+        [() => sk.packBitmap(x, 1, 2, { mask: new Uint8Array(3) }), TypeError, /^sparsekern.packBitmap: mask must be a Uint8Array of 2, got Uint8Array\(3\)$/],
+        [() => sk.packBitmap(x, 1, 2, { dtype: "int8" }), TypeError, /^sparsekern.packBitmap: dtype must be one of float32, bfloat16, float16, got "int8"$/],
+        [() => sk.bitmapMatrix(packed), RangeError, /^bitmap: structure must begin with SKBM$/],
+        [() => sk.bitmapMatrix({ ...packedBitmap, scale: x }), RangeError, /^bitmap: scale must have 0 elements, got 2$/],
+        [() => sk.bitmapMatrix({ ...packedBitmap, values: new Float32Array(3) }), RangeError, /^bitmap: values must have 2 elements, got 3$/],
+        [() => sk.bitmapMatrix({ ...packedBitmap, structure: x }), TypeError, /^sparsekern.bitmapMatrix: structure must be a Uint8Array, got Float32Array\(2\)$/],
+        [() => bitmap.linear(x, { rows: 1 }), RangeError, /^bitmap_linear: x must have 4 elements, got 2$/],
+        [() => bitmap.linearKernel(-1), RangeError, /^bitmap_linear: rows must be an integer in \[0, 2\^31\), got -1$/],
+        [() => sk.packGqs(x, 1, 2, { bits: 3 }), TypeError, /^sparsekern.packGqs: bits must be one of 2, 4, 8, got 3$/],
+        [() => sk.packGqs(x, 1, 2, { group: 8 }), TypeError, /^sparsekern.packGqs: group must be one of 16, 32, 64, 128, got 8$/],
+        [() => sk.packGqs(x, 1, 2, { scaleDtype: "uint8" }), TypeError, /^sparsekern.packGqs: scaleDtype must be one of float32, bfloat16, float16, got "uint8"$/],
+        [() => sk.packGqs(x, 1, 2, { mask: new Uint8Array(2) }), TypeError, /^sparsekern.packGqs: mask must be a Uint8Array of 1, got Uint8Array\(2\)$/],
+        [() => sk.packGqs(x, 2, 2), RangeError, /^sparsekern.packGqs: dense must have 4 elements, got 2$/],
+        [() => sk.packGqs(Float32Array.of(1, NaN), 2, 1), RangeError, /^gqs: weights must be finite where they are kept, got NaN or infinity \(row 1, group 0\)$/],
+        [() => sk.packGqs(Float32Array.of(1, 1e30), 2, 1), RangeError, /^gqs: scales must be numbers of their dtype, got one beyond \(row 1, group 0\)$/],
+        [() => sk.gqsMatrix(packed), TypeError, /^sparsekern.gqsMatrix: scale must be a Uint16Array for float16, got null$/],
+        [() => sk.gqsMatrix({ ...packedGqs, scaleDtype: "int8" }), TypeError, /^sparsekern.gqsMatrix: scaleDtype must be one of float32, bfloat16, float16, uint8, got "int8"$/],
+        [() => sk.gqsMatrix({ ...packedGqs, values: x }), TypeError, /^sparsekern.gqsMatrix: values must be a Int8Array for int8, got Float32Array\(2\)$/],
+        [() => sk.gqsMatrix({ ...packedGqs, structure: packed.structure }), RangeError, /^gqs: structure must begin with SKGQ$/],
+        [() => sk.gqsMatrix({ ...packedGqs, values: new Int8Array(63) }), RangeError, /^gqs: values must have 64 bytes, got 63$/],
+        [() => sk.gqsMatrix({ ...packedGqs, scale: new Uint16Array(2) }), RangeError, /^gqs: scale must have 1 elements, got 2$/],
+        [() => sk.gqsMatrix({ ...packedGqs, scale: Uint16Array.of(0) }), RangeError, /^gqs: scales must be finite and not 0, got 0\.0+ for kept group 0$/],
+        [() => sk.gqsMatrix({ ...packedGqs, scale: Uint8Array.of(1), scaleDtype: "uint8" }), RangeError, /^gqs: scales must be 8 bits where rows have a factor, and only there$/],
+        [() => gqs.linear(x, { rows: 1 }), RangeError, /^gqs_linear: x must have 4 elements, got 2$/],
+        [() => gqs.linear(new Float32Array(4), { int8Activations: 1 }), TypeError, /^gqs_linear: int8Activations must be one of false, true, got 1$/],
+        [() => gqs.linear(new Float32Array(4), { activation: "tanh" }), TypeError, /^gqs_linear: activation must be one of/],
         [() => sk.buffer(2 ** 30, "float32"), RangeError, /^sparsekern: no memory for 4294967296 bytes$/],
       ];
       for (const [call, type, message] of bad) {
@@ -186,41 +367,43 @@ for (const tier of ["simd128", "scalar"]) {
       assert.deepEqual(w.linear(Float32Array.of(1, 1)), Float32Array.of(1, 2)); // still works
     });
 
-    test("every damaged byte of a packed structure is refused or harmless", () => {
-      const packed = sk.pack(Float32Array.from({ length: 20 * 20 }, (_, i) => (i % 3 ? 0 : 1)), 20, 20);
-      let refused = 0;
-      for (let at = 0; at < packed.structure.length; ++at) {
-        const structure = packed.structure.slice();
-        structure[at] ^= 0x81;
-        try {
-          const matrix = sk.matrix({ ...packed, structure });
-          matrix.linear(new Float32Array(matrix.cols * 3));
-          matrix.dispose();
-        } catch (error) {
-          assert.ok(error instanceof RangeError, `${error}`);
-          ++refused;
+    const checked = Float32Array.from({ length: 20 * 20 }, (_, i) => (i % 4 < 2 ? 1 : 0));
+    for (const [format, pack, create] of [
+      ["csr", () => sk.pack(checked, 20, 20), "matrix"],
+      ["N:M", () => sk.packNm(checked, 20, 20, { n: 2, m: 4 }), "nmMatrix"],
+      ["bitmap", () => sk.packBitmap(checked, 20, 20), "bitmapMatrix"],
+      ["gqs", () => sk.packGqs(checked, 20, 20), "gqsMatrix"],
+    ]) {
+      test(`every damaged byte of a packed structure is refused or harmless: ${format}`, () => {
+        const packed = pack();
+        let refused = 0;
+        for (let at = 0; at < packed.structure.length; ++at) {
+          const structure = packed.structure.slice();
+          structure[at] ^= 0x81;
+          try {
+            const matrix = sk[create]({ ...packed, structure });
+            matrix.linear(new Float32Array(matrix.cols * 3));
+            matrix.dispose();
+          } catch (error) {
+            assert.ok(error instanceof RangeError, `${error}`);
+            ++refused;
+          }
         }
-      }
-      assert.ok(refused > packed.structure.length / 2, `${refused} of ${packed.structure.length}`);
-    });
+        assert.ok(refused > packed.structure.length / 2, `${refused} of ${packed.structure.length}`);
+      });
+    }
 
-    test("every damaged byte of a packed N:M structure is refused or harmless", () => {
-      const dense = Float32Array.from({ length: 20 * 20 }, (_, i) => (i % 4 < 2 ? 1 : 0));
-      const packed = sk.packNm(dense, 20, 20, { n: 2, m: 4 });
-      let refused = 0;
-      for (let at = 0; at < packed.structure.length; ++at) {
-        const structure = packed.structure.slice();
-        structure[at] ^= 0x81;
-        try {
-          const matrix = sk.nmMatrix({ ...packed, structure });
-          matrix.linear(new Float32Array(matrix.cols * 3));
-          matrix.dispose();
-        } catch (error) {
-          assert.ok(error instanceof RangeError, `${error}`);
-          ++refused;
-        }
+    test("a checkpoint whose layers are not what they say is refused", () => {
+      sk.checkpoint(edited(() => {})).dispose();
+      for (const [change, message] of [
+        [(described, header) => delete header["gqs8.scale"], /^sparsekern.checkpoint: layer gqs8 must have a scale$/],
+        [({ layers }) => (layers["bitmap-tied"].kind = "nm_linear"), /^sparsekern.checkpoint: layer "bitmap-tied" must be tied to layers of its format$/],
+        [({ layers }) => (layers.bitmap.kind = "coo_linear"), /^sparsekern.checkpoint: layer bitmap has the unknown kind coo_linear$/],
+        [({ layers }) => (layers.gqs2.shape = [1, 2]), /^sparsekern.checkpoint: layer "gqs2" must have shape 1,2, got 40,130$/],
+        [({ layers }) => (layers.gqs2.kind = "bitmap_linear"), /^sparsekern.bitmapMatrix: scale must be a Float32Array for float32, got Uint16Array/],
+      ]) {
+        assert.throws(() => sk.checkpoint(edited(change)), (error) => message.test(error.message) ? true : assert.fail(`${error}`));
       }
-      assert.ok(refused > packed.structure.length / 2, `${refused} of ${packed.structure.length}`);
     });
 
     test("a damaged checkpoint is refused, wherever a bit flips", () => {

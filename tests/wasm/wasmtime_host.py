@@ -16,6 +16,7 @@ import torch
 from wasmtime import Engine, Linker, Module, Store, WasiConfig
 
 DTYPES = ["float32", "bfloat16", "float16", "int8"]
+SCALES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8]
 ACTIVATIONS = ["none", "relu", "relu6", "gelu", "gelu_tanh", "silu", "hardswish"]
 
 
@@ -61,6 +62,11 @@ def raw(tensor: torch.Tensor) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
+def prefix_of(spec: dict[str, Any]) -> str:
+    """What the names of the functions of a layer's matrix begin with."""
+    return "sk_" + spec["kind"].split("_")[0]
+
+
 def run(module: Path, folder: Path, host_name: str) -> None:
     host = Host(module)
     with safetensors.safe_open(folder / "model.safetensors", framework="pt") as file:
@@ -71,14 +77,15 @@ def run(module: Path, folder: Path, host_name: str) -> None:
     for name, spec in described["layers"].items():
         values, structure = tensors[f"{name}.values"], tensors[f"{name}.structure"]
         scale = tensors.get(f"{name}.scale")
-        prefix = "sk_nm" if spec["kind"] == "nm_linear" else "sk_csr"
+        prefix = prefix_of(spec)
+        gqs = prefix == "sk_gqs"
         matrices[name] = host(
             f"{prefix}_new",
             host.put(raw(structure)),
             structure.numel(),
             host.put(raw(values)),
             values.numel(),
-            DTYPES.index(spec["dtype"]),
+            SCALES.index(scale.dtype) if gqs else DTYPES.index(spec["dtype"]),
             0 if scale is None else host.put(raw(scale)),
             0 if scale is None else scale.numel(),
         )
@@ -89,7 +96,9 @@ def run(module: Path, folder: Path, host_name: str) -> None:
         spec = described["layers"][case["layer"]]
         rows, cols = spec["shape"]
         bias = tensors.get(f"{case['layer']}.bias")
-        tail = (0 if bias is None else host.put(raw(bias)), ACTIVATIONS.index(spec["activation"]))
+        tail = [0 if bias is None else host.put(raw(bias)), ACTIVATIONS.index(spec["activation"])]
+        if spec["kind"] == "gqs_linear":
+            tail.append(spec["int8_activations"])
         x = host.put((folder / f"{case['name']}.x").read_bytes())
         dtype, matrix = DTYPES.index(case["dtype"]), matrices[case["layer"]]
         if spec["kind"] != "csr_conv2d":
@@ -108,14 +117,18 @@ def run(module: Path, folder: Path, host_name: str) -> None:
         host("sk_free", x)
         host("sk_free", y)
     # What is wrong is refused with the number of a StatusCode and a message.
-    for prefix, name in (("sk_csr", "relu"), ("sk_nm", "nm4")):
+    for name in ("relu", "nm4", "bitmap", "gqs4"):
+        prefix = prefix_of(described["layers"][name])
         sizes = (0, 0, 0, 1, 1 << 20, 1 << 20, 0)
-        assert host(f"{prefix}_linear", matrices[name], *sizes, 99) == 2
+        more = [0] * (prefix == "sk_gqs")
+        assert host(f"{prefix}_linear", matrices[name], *sizes, 99, *more) == 2
         assert "activation must be in [0, 6], got 99" in host.text(host("sk_error"))
         assert host(f"{prefix}_new", host.put(bytes(64)), 64, host.put(bytes(64)), 16, 0, 0, 0) == 0
         assert host.text(host("sk_error")) != ""
     for name, matrix in matrices.items():
-        host("sk_nm_delete" if name.startswith("nm") else "sk_csr_delete", matrix)
+        host(f"{prefix_of(described['layers'][name])}_delete", matrix)
+    assert host("sk_gqs_quantize", 0, 1, 1, 3, 16, 0, 0, 0, 0, 0) == 2
+    assert "bits must be 2, 4 or 8" in host.text(host("sk_error"))
     print(f"wasmtime: {module.name} ({host.text(host('sk_isa'))}) ran {host_name}")
 
 

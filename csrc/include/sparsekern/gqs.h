@@ -22,6 +22,8 @@ static constexpr size_t SizeOf(GqsScale scale) {
   return scale == GqsScale::kF32 ? 4 : scale == GqsScale::kU8 ? 1 : 2;
 }
 static constexpr bool IsValid(GqsScale scale) { return static_cast<uint8_t>(scale) <= 3; }
+// Element i of a `scale` array, perhaps unaligned.
+float GqsScaleAt(const void* scale, GqsScale kind, int64_t i);
 
 // A parsed `structure` array: borrowed pointers and the numbers that follow from the header.
 struct GqsStructure {
