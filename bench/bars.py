@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The goals of the csr family (bars.json), and how far the records of a machine meet them."""
+"""The goals of all families (bars.json), and how far the records of a machine meet them."""
 
 from __future__ import annotations
 

@@ -38,6 +38,7 @@ PROGRAMS = {
     "wasm": "wasm_records.py",
 }
 _WITH_PEERS = ("conv2d", "linear")
+_WITH_COLD_PEERS = ("gqs",)  # DeepSparse does not walk through copies of weights
 
 
 def _parse() -> argparse.Namespace:
@@ -87,7 +88,8 @@ def main() -> None:
     for i, name in enumerate(name for name in names if name in PROGRAMS):
         done = time.monotonic() - begin
         print(f"\n=== [{i + 1}/{len(names)}] {name} ({done:.0f} s so far)", flush=True)
-        extra = [f"--peer={peer}" for peer in peers] if name in _WITH_PEERS else []
+        beside = peers if name in _WITH_PEERS else given.peer if name in _WITH_COLD_PEERS else []
+        extra = [f"--peer={peer}" for peer in beside]
         command_line = [sys.executable, BENCH / PROGRAMS[name], *arguments, *extra]
         if subprocess.run(command_line, env=environment).returncode != 0:
             failed.append(name)

@@ -72,7 +72,7 @@ def test_int8_activations(int8_isa, threads, bits, group, zeros):
     w = random_gqs(40, 300, bits, group, zeros=zeros)
     dense = w.to_dense().double().numpy()
     mask = w.group_mask().repeat_interleave(group, 1)[:, :300].numpy()
-    for x_rows in (1, 4, 9, 33):
+    for x_rows in (1, 4, 7, 9, 33):
         for dtype in ("float32", "bfloat16"):
             x = activations((x_rows, 300), dtype, x_rows)
             expected = oracle.linear(rounded(x, group).numpy(), dense, mask)
@@ -100,7 +100,7 @@ def test_gradients_pass_the_rounding(isa):
     grads = []
     for on in (False, True):
         x = activations((4, 70)).requires_grad_()
-        ops.gqs_linear(x, w, int8_activations=on).sum().backward()
+        ops.gqs_linear(x, w, None, "gelu", int8_activations=on).sum().backward()
         grads.append(x.grad)
     assert torch.equal(*grads)
 

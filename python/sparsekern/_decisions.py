@@ -16,9 +16,10 @@ class LayerDecision:
         name: of the first module that uses it.
         shape: of the dense weight.
         sparsity: share of zeros; None where the layer was not looked into.
-        decision: "csr", "nm", "bitmap" or "dense".
+        decision: "csr", "nm", "bitmap", "gqs" or "dense".
         reason: why, in words.
-        format: such as "csr float32", "csr r4 int8" (4 rows share a pattern), "dense bfloat16".
+        format: such as "csr float32", "csr r4 int8" (4 rows share a pattern), "gqs w4g16", "dense
+            bfloat16".
         bytes_before: of the dense weight.
         bytes_after: of what stands for it now.
         dense_us: time in the dense model, microseconds per pass over all example inputs, all

@@ -341,7 +341,7 @@ class _Run:
         """What to tell of a site."""
         chosen = self.chosen[site]
         times = self.times.get(site, {})
-        packed = [t for label, t in times.items() if label.startswith(("csr", "nm", "bitmap"))]
+        packed = [t for label, t in times.items() if not label.startswith("dense")]
         label = chosen.label
         if label == "dense" and site.dense is not None:
             label = f"dense {describe_dtype(site.dense.dtype)}"

@@ -226,9 +226,9 @@ def gqs_linear(
         activation: none, relu, relu6, gelu, gelu_tanh, silu or hardswish.
         int8_activations: round each group of x (as wide as those of W) to the nearest multiples of
             its max |x| / 127 and multiply integers, with AVX-512 VNNI or NEON dotprod where the
-            processor has them (W without zero-points; 3 to 16 rows of x, else the products are
-            those of the rounded numbers). A group with a NaN or an infinity counts as NaN.
-            Gradients are those of the product without the rounding.
+            processor has them (W without zero-points; 3 to 16 rows of x, 3 to 8 with NEON; else
+            the products are those of the rounded numbers). A group with a NaN or an infinity
+            counts as NaN. Gradients are those of the product without the rounding.
 
     Returns:
         [..., rows] in the dtype of x, contiguous.

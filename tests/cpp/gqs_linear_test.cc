@@ -24,11 +24,14 @@ std::vector<NamedIsa> GqsIsas(bool runnable) {
   return out;
 }
 
-// And those with integer products: which of the others come in their place does not matter here.
+// And those with integer products, on top of what else there is: it says up to how many rows of x.
 std::vector<NamedIsa> WithInt8Isas() {
   std::vector<NamedIsa> out = GqsIsas(true);
-#define SPARSEKERN_GQS_INT8_KERNELS(isa_flag, isa_suffix) \
-  if ((DetectedIsa() & isa_flag) != 0) out.push_back({#isa_suffix, isa_flag});
+#define SPARSEKERN_GQS_INT8_KERNELS(isa_flag, isa_suffix)   \
+  if ((DetectedIsa() & isa_flag) != 0) {                    \
+    const IsaMask base = DetectedIsa() & (kAvx512 | kNeon); \
+    out.push_back({#isa_suffix, base | isa_flag});          \
+  }
 #include "ops/gqs_linear/int8_kernels.inc"
 #undef SPARSEKERN_GQS_INT8_KERNELS
   return out;
@@ -235,7 +238,7 @@ TEST_P(GqsInt8Test, KindsAndRowCounts) {
     for (const int group : {16, 32, 64, 128}) {
       for (const bool zeros : {false, true}) {
         const GqsCase c = MakeGqsCase(21, 300, {bits, group, GqsScale::kF16, zeros}, 0.5);
-        for (const int64_t x_rows : {2, 4, 9, 16, 33}) {
+        for (const int64_t x_rows : {2, 4, 7, 16, 33}) {
           Check(c, {.x_rows = x_rows, .bias = true, .gap = 3, .int8_x = true});
         }
       }
@@ -259,20 +262,39 @@ TEST_P(GqsInt8Test, Shapes) {
 // What is not finite is NaN for the rows of W that keep its group, in its row of x, and there only.
 TEST_P(GqsInt8Test, NotFiniteStaysInItsGroup) {
   const ForcedIsa forced(GetParam());
-  const GqsCase c = MakeGqsCase(50, 96, {4, 16, GqsScale::kF16}, 0.5);
-  for (const float odd : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
-    Elements x = RandomElements(DType::kF32, 4 * c.cols, 7);
-    x.Set(static_cast<size_t>(1 * c.cols + 37), odd);
-    const Elements y = Product(c, {.x_rows = 4, .int8_x = true}, x, {}, Serial());
-    for (int64_t m = 0; m < 4; ++m) {
-      for (int64_t n = 0; n < c.rows; ++n) {
-        bool kept = false;
-        for (int64_t k = 32; k < 48; ++k) {
-          kept = kept || c.weight[static_cast<size_t>(n * c.cols + k)] != 0;
+  for (const bool zeros : {false, true}) {
+    const GqsCase c = MakeGqsCase(50, 90, {4, 16, GqsScale::kF16, zeros}, 0.5);
+    for (const int64_t at : {37, 85}) {  // the latter in a group that the columns end in
+      for (const float odd : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
+        Elements x = RandomElements(DType::kF32, 4 * c.cols, 7);
+        x.Set(static_cast<size_t>(1 * c.cols + at), odd);
+        const Elements y = Product(c, {.x_rows = 4, .int8_x = true}, x, {}, Serial());
+        for (int64_t m = 0; m < 4; ++m) {
+          for (int64_t n = 0; n < c.rows; ++n) {
+            const bool kept = c.mask[static_cast<size_t>(n * c.RowGroups() + at / 16)] != 0;
+            EXPECT_EQ(std::isnan(y[static_cast<size_t>(m * c.rows + n)]), m == 1 && kept)
+                << m << ", " << n;
+          }
         }
-        EXPECT_EQ(std::isnan(y[static_cast<size_t>(m * c.rows + n)]), m == 1 && kept)
-            << m << ", " << n;
       }
+    }
+  }
+}
+
+// As GqsLinearTest.AnyMaskIsSafe.
+TEST_P(GqsInt8Test, AnyMaskIsSafe) {
+  const ForcedIsa forced(GetParam());
+  for (const GqsKind& kind : {GqsKind{4, 16}, GqsKind{2, 128}, GqsKind{8, 128}}) {
+    GqsCase c = MakeGqsCase(40, 300, kind);
+    const GqsMatrix w = c.Matrix();
+    const auto at = static_cast<size_t>(w.structure.mask - c.structure.data());
+    Random random(5);
+    for (size_t i = 0; i < static_cast<size_t>(2 * c.rows * w.structure.words); ++i) {
+      c.structure[at + i] = static_cast<uint8_t>(random.Below(256));
+    }
+    for (const int64_t x_rows : {2, 4, 7, 16, 40}) {
+      const Elements x = RandomElements(DType::kF32, x_rows * c.cols, 7);
+      static_cast<void>(Product(c, {.x_rows = x_rows, .int8_x = true}, x, {}, Serial()));
     }
   }
 }
@@ -287,6 +309,15 @@ TEST(GqsLinear, SelectsByMask) {
     EXPECT_EQ(GqsLinearKernelName(c.Matrix(), 1000, kScalar | isa.isa),
               std::string("gqs_linear_w4g16_batch__") + isa.name);
   }
+#define SPARSEKERN_GQS_INT8_KERNELS(isa_flag, isa_suffix)                 \
+  EXPECT_EQ(GqsLinearKernelName(c.Matrix(), 4, kScalar | isa_flag, true), \
+            "gqs_linear_w4g16_dot__" #isa_suffix);                        \
+  EXPECT_EQ(GqsLinearKernelName(c.Matrix(), 4, kScalar | isa_flag),       \
+            "gqs_linear_w4g16_decode__scalar");                           \
+  EXPECT_EQ(GqsLinearKernelName(c.Matrix(), 2, kScalar | isa_flag, true), \
+            "gqs_linear_w4g16_decode__scalar");
+#include "ops/gqs_linear/int8_kernels.inc"
+#undef SPARSEKERN_GQS_INT8_KERNELS
 }
 
 TEST(GqsLinear, Refuses) {

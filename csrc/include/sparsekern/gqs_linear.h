@@ -22,9 +22,11 @@ struct GqsMatrix {
   GqsScale kind = GqsScale::kF32;
 };
 
-// Weights are made fp32, then multiplied and summed in fp32. Pruned groups take no part, whatever x
-// holds there. Takes int8_x, with any bits of W, and rounds each group of x (as wide as those of W)
-// to multiples of its own largest magnitude / 127: a group with a NaN or an infinity counts as NaN.
+// Weights are made fp32, then multiplied and summed in fp32. With one row of x, codes may be
+// instead, and the group's scale then multiplies their sum: beyond fp32 where |x| reaches about
+// 2^128 / (2^(bits-1) * group). Pruned groups take no part, whatever x holds there. Takes int8_x,
+// with any bits of W, and rounds each group of x (as wide as those of W) to multiples of its own
+// largest magnitude / 127: a group with a NaN or an infinity counts as NaN.
 Status GqsLinear(const GqsMatrix& w, const LinearArgs& args, const ParallelFor& parallel_for);
 
 // The kernel that an ISA mask selects, e.g. "gqs_linear_w4g16_decode__x86_avx512". A pure function.

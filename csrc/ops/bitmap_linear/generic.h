@@ -39,12 +39,12 @@ static inline const uint64_t* WordsOf(const uint8_t* bitmap, uint64_t* copy) {
   return copy;
 }
 
-// The values of one slice after the other, such that whole vectors may be read from any of them on:
-// in the array, or, near its end, in a copy with zeros behind.
 // Elements from a value on that are read at once.
 template <typename V, DType D>
 static constexpr int kReads = kSpreadsWords<V, D> ? 64 / static_cast<int>(kBytesOf<D>) : V::kLanes;
 
+// The values of one slice after the other, such that whole vectors may be read from any of them on:
+// in the array, or, near its end, in a copy with zeros behind.
 template <typename V, DType D>
 class SliceValues {
  public:

@@ -8,8 +8,6 @@
 // so sixteen multiply-adds, where fp32 takes four.
 #include <arm_neon.h>
 
-#include <cstring>
-
 #include "ops/gqs_linear/kernels.h"
 
 namespace sparsekern {
@@ -48,7 +46,8 @@ void DotRows(const GqsRun& run, const float* x_scale, const uint8_t* x, float* y
         dots = vdotq_laneq_s32(dots, vld1q_s8(xu + 48), w, 3);
         if ((u & kWithin) != kWithin) continue;
         const float32x4_t scales = vld1q_f32(x_scale + (run.offset[g] >> (4 + S)));
-        sum = vfmaq_n_f32(sum, vmulq_f32(vcvtq_f32_s32(dots), scales), run.scale[g]);
+        // Scales first: the sum of a group times that of x alone may be beyond fp32.
+        sum = vfmaq_f32(sum, vcvtq_f32_s32(dots), vmulq_n_f32(scales, run.scale[g]));
         dots = vdupq_n_s32(0);
       }
     }

@@ -19,8 +19,8 @@ namespace {
 // 256 849 us, at 1024 909, for half of 4096 x 4096).
 constexpr int kRunGroups = 128;
 constexpr int kRunParts = 32;
-// A part may begin at the last unit and be as long as a task; the first chunk's other groups.
-constexpr int kRunBuffer = kRunGroups + int{kGqsTaskUnits} + 16 + int{kGqsSlack};
+// A part may begin at the last of them and be as long as a task.
+constexpr int kRunBuffer = kRunGroups + int{kGqsTaskUnits} + int{kGqsSlack};
 
 // What a decode thread needs.
 class RunMaker {

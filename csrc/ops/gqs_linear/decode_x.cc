@@ -78,10 +78,11 @@ void DecodeX::Put(int64_t m, const void* row, int piece) const {
 void DecodeX::Fill() const {
   Clear(data_, layout.stride * layout.chunks);
   Clear(scale_, 4 * layout.scale_stride * layout.chunks);
-  Clear(row_, 4 * PaddedCols(s_));
   float* row = row_.data();
   for (int64_t m = 0; m < a_.x_rows; ++m) {
     tiles_.expand[static_cast<int>(a_.dtype)](RowAt(a_, m), s_.cols, row);
+    // Each time: a group that is not finite becomes NaN as far as it goes.
+    std::memset(row + s_.cols, 0, sizeof(float) * static_cast<size_t>(PaddedCols(s_) - s_.cols));
     if (layout.int8 != nullptr) {
       layout.int8->quantize(row, s_.row_groups, s_.group, reinterpret_cast<uint8_t*>(codes_.data()),
                             row_scale_.data());

@@ -10,13 +10,11 @@
 // Four rows of x: a dot product a unit, its sixteen sums being quads of columns times rows. Sixteen
 // rows: four dot products a unit, a sum a row, where fp32 takes sixteen multiply-adds; x (20 bytes
 // a column with its scales) comes from the second-level cache, which bounds it. (Half of 4096 x
-// 4096, 4 and 16 rows: 1.6 and 3.9 ms, fp32 2.1 and 6.7. With one row, x gathered 16 bytes a unit,
+// 4096, 4 and 16 rows: 1.5 and 3.9 ms, fp32 2.1 and 6.7. With one row, x gathered 16 bytes a unit,
 // it was no faster than fp32, and there is no kernel for it.)
 #include <immintrin.h>
 
-#include <cstring>
-
-#include "ops/gqs_linear/generic.h"
+#include "ops/gqs_linear/kernels.h"
 
 namespace sparsekern {
 namespace {
@@ -117,8 +115,9 @@ void DotRows(const GqsRun& run, const float* x_scale, const uint8_t* x, float* y
         const __m512 rows =
             M == 16 ? _mm512_loadu_ps(scales) : _mm512_broadcast_f32x4(_mm_loadu_ps(scales));
         __m512& sum = sums[(j >> S) % 2];
-        sum = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(dots), rows),
-                              _mm512_set1_ps(of.scale[j >> S]), sum);
+        // Scales first: the sum of a group times that of x alone may be beyond fp32.
+        const __m512 both = _mm512_mul_ps(rows, _mm512_set1_ps(of.scale[j >> S]));
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots), both, sum);
         if (S != 0) dots = _mm512_setzero_si512();
       }
     }
