@@ -191,6 +191,7 @@ def bitmap_linear(
     """
     code = _activations.code_of("bitmap_linear", activation)
     _check_packed("bitmap_linear", w, BitmapTensor)
+    _check_width("bitmap_linear", x, w.shape[1])
     return linear_bitmap(x, w.values, w.structure, w.scale, bias, w.shape[0], code)
 
 
@@ -238,6 +239,7 @@ def gqs_linear(
     """
     code = _activations.code_of("gqs_linear", activation)
     _check_packed("gqs_linear", w, GQSTensor)
+    _check_width("gqs_linear", x, w.shape[1])
     parts = (w.values, w.structure, w.scale)
     return linear_gqs(x, *parts, bias, w.shape[0], code, int8_activations)
 
@@ -362,6 +364,14 @@ def _explained(error: Exception, operator: str, **arguments: object) -> Exceptio
             f"got {' and '.join(sorted(devices))}"
         )
     return translated(error) if isinstance(error, RuntimeError) else error
+
+
+def _check_width(operator: str, x: object, cols: int) -> None:
+    """On CUDA the operator sees sizes only: some other widths would pass there, and answer NaN."""
+    if isinstance(x, Tensor) and x.dim() > 0 and x.shape[-1] != cols:
+        raise ValueError(
+            f"{operator}: x.shape[-1] must equal in_features ({cols}), got {x.shape[-1]}"
+        )
 
 
 def _check_packed(operator: str, w: object, kind: type) -> None:

@@ -356,6 +356,7 @@ template <DType D, int DP>
 struct Warp {
   using Element = ElementOf<D>;
   static constexpr size_t kSteps = DP / 16;
+  static constexpr float kScale = D == DType::kF16 ? kKvHalfWeightScale : 1.0f;
 
   const KvPages& p;
   const BitmapAttentionArgs& a;
@@ -508,7 +509,7 @@ struct Warp {
         for (size_t lane = 0; lane < kLanes; ++lane) {
           uint32_t h_bits = 0, l_bits = 0;
           for (size_t j = 0; j < 2; ++j) {
-            const float x = lane_weights[lane][2 * i + j];
+            const float x = lane_weights[lane][2 * i + j] * kScale;
             const uint32_t part = BitsOf<D>(x);
             h_bits |= part << (16 * j);
             l_bits |= static_cast<uint32_t>(BitsOf<D>(x - FloatOf<D>(part))) << (16 * j);
@@ -597,7 +598,7 @@ struct Warp {
         for (size_t i = 0; i < kSteps; ++i) {
           for (size_t c = 0; c < 2; ++c) {
             const int channel = KvVChannel<DP>(lane) + static_cast<int>(2 * i + c);
-            if (channel < p.head_dim) sums[channel] = acc[i][at][2 * c + head];
+            if (channel < p.head_dim) sums[channel] = acc[i][at][2 * c + head] / kScale;
           }
         }
       }
@@ -773,6 +774,18 @@ TEST(CudaBitmapAttention, WarpsAttendAsTheCpuDoes) {
 }
 
 // A mask that keeps more than it must reads no further than a warp's memory.
+// Many tokens far below the largest score count together as much as they should.
+TEST(CudaBitmapAttention, SmallWeightsOfFloat16Survive) {
+  for (float gap = 0.0f; gap < 18.0f; gap += 0.5f) {
+    const float weight = std::exp(-gap), scaled = weight * kKvHalfWeightScale;
+    const uint32_t high = BitsOf<DType::kF16>(scaled);
+    const float rest = scaled - FloatOf<DType::kF16>(high);
+    const float low = FloatOf<DType::kF16>(BitsOf<DType::kF16>(rest));
+    const float kept = (FloatOf<DType::kF16>(high) + low) / kKvHalfWeightScale;
+    EXPECT_NEAR(kept / weight, 1.0f, 1e-4f) << gap;
+  }
+}
+
 TEST(CudaBitmapAttention, CorruptMasksStayInsideTheMemory) {
   for (const int head_dim : {8, 72, 128, 256}) {
     for (const int keep : {1, head_dim / 2, head_dim}) {

@@ -16,6 +16,7 @@
 #include <cuda_runtime.h>
 
 #include "base/cuda/dense_mma.h"
+#include "base/cuda/launch.h"
 #include "base/cuda/numbers.h"
 #include "ops/bitmap_attention/cuda_attention.h"
 
@@ -124,6 +125,7 @@ class Warp {
  public:
   using Element = BitsOf<E>;
   static constexpr bool kTensorCores = sizeof(E) == 2;
+  static constexpr float kScale = __is_same(E, __half) ? kKvHalfWeightScale : 1.0f;
   static constexpr int kSteps = DP / 16;
 
   // q: of the chunk's first head; heads: of the chunk.
@@ -222,7 +224,7 @@ class Warp {
       uint32_t high[2], low[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        Split<E>(s[2 * i], s[2 * i + 1], &high[i], &low[i]);
+        Split<E>(s[2 * i] * kScale, s[2 * i + 1] * kScale, &high[i], &low[i]);
         high[i] = Transposed(high[i]);
         low[i] = Transposed(low[i]);
       }
@@ -256,7 +258,8 @@ class Warp {
       for (int i = 0; i < kSteps; ++i) {
         const int channel = KvVChannel<DP>(lane_) + 2 * i;
         if (channel >= head_dim) break;  // even, as head_dim is
-        *reinterpret_cast<float2*>(row + channel) = make_float2(acc_[i][j], acc_[i][2 + j]);
+        *reinterpret_cast<float2*>(row + channel) =
+            make_float2(acc_[i][j] / kScale, acc_[i][2 + j] / kScale);
       }
     }
   }
@@ -517,8 +520,7 @@ __global__ void __launch_bounds__(kMergeWarps * 32) MergeKernel(const __grid_con
 template <typename E, int DP>
 cudaError_t LaunchFor(const Call& call, cudaStream_t stream) {
   const int bytes = call.plan.shared_bytes;
-  const cudaError_t error =
-      cudaFuncSetAttribute(PartsKernel<E, DP>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const cudaError_t error = AllowSharedMemory(PartsKernel<E, DP>);
   if (error != cudaSuccess) return error;
   const int64_t blocks = (call.plan.units + call.plan.warps - 1) / call.plan.warps;
   PartsKernel<E, DP><<<static_cast<unsigned>(blocks), call.plan.warps * 32, bytes, stream>>>(call);

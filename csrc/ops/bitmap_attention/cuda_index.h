@@ -23,6 +23,9 @@ constexpr int kKvTile = 16;  // tokens
 constexpr int kKvHeads = 8;  // query heads of a warp
 constexpr int kKvTilesOfPage = static_cast<int>(kBitmapKvTokens) / kKvTile;
 constexpr float kKvLowest = -3.402823466e38f;
+// Weights of a softmax are two 16-bit numbers to tensor cores. float16 has no room below 6e-8, so
+// weights, at most 1, meet V so many times larger.
+constexpr float kKvHalfWeightScale = 16384.0f;
 
 // --- Tokens ---
 

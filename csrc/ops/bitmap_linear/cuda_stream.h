@@ -9,6 +9,7 @@
 // each of the 128 its place. Values are copied by cp.async, one or two slices ahead.
 #pragma once
 
+#include "base/cuda/launch.h"
 #include "ops/bitmap_linear/cuda_launch.h"
 
 namespace sparsekern::cuda {
@@ -262,8 +263,7 @@ __device__ __forceinline__ void Decode(const BitmapCudaArgs& a) {
 
 template <typename Kernel>
 cudaError_t LaunchStream(Kernel kernel, const BitmapCudaArgs& a, cudaStream_t stream) {
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.plan.shared_bytes);
+  const cudaError_t error = AllowSharedMemory(kernel);
   if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(BitmapBlocks(a.problem, a.plan)),
                   static_cast<unsigned>(a.plan.parts));

@@ -12,6 +12,7 @@
 // of a row that began earlier, and of its last, is added across the quads of a warp by shuffles,
 // across warps and tasks in order by one thread, and across blocks of threads by the kernel that
 // finishes: results are deterministic, and rows need no atomics.
+#include "base/cuda/launch.h"
 #include "ops/gqs_linear/cuda_launch.h"
 
 namespace sparsekern::cuda {
@@ -325,8 +326,7 @@ __global__ void GqsFinishKernel(const GqsCudaArgs a) {
 template <int M>
 cudaError_t LaunchForRows(const GqsCudaArgs& a, cudaStream_t stream) {
   const auto kernel = GqsDecodeKernel<M>;
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, a.plan.shared_bytes);
+  const cudaError_t error = AllowSharedMemory(kernel);
   if (error != cudaSuccess) return error;
   const dim3 grid(static_cast<unsigned>(a.plan.blocks),
                   static_cast<unsigned>(DivideUp(a.problem.x_rows, M)));

@@ -36,8 +36,12 @@ class Expand {
         const int64_t unit = GqsKeptUnit(s_, next, kept, j);
         const FourWeights weights = unit >= 0 ? WeightsOf(a_, s_, unit, quarter, factor)
                                               : FourWeights{{0.0f, 0.0f, 0.0f, 0.0f}};
+        // Beyond the columns a code is 0, which less a large zero-point may be an infinity of E.
+        const int64_t column = k * kTileCols + j * kGqsUnit + quarter * 4;
 #pragma unroll
-        for (int c = 0; c < 4; ++c) four.w[c] = FromFloat<E>(weights.w[c]);
+        for (int c = 0; c < 4; ++c) {
+          four.w[c] = FromFloat<E>(column + c < s_.cols ? weights.w[c] : 0.0f);
+        }
         *reinterpret_cast<Four*>(w + GqsTileOffset(in_panel, j, quarter)) = four;
       }
       (half == 0 ? upper_ : lower_) += GqsOnes(kept);

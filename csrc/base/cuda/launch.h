@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// What launches have in common.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace sparsekern::cuda {
+
+// Lets a kernel have all shared memory of the current device: always the same number, since another
+// thread of the host may set it between this and its own launch.
+template <typename Kernel>
+cudaError_t AllowSharedMemory(Kernel kernel) {
+  int device = 0, most = 0;
+  cudaFuncAttributes of = {};
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  if (error == cudaSuccess) error = cudaFuncGetAttributes(&of, kernel);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              most - static_cast<int>(of.sharedSizeBytes));
+}
+
+}  // namespace sparsekern::cuda
