@@ -277,7 +277,8 @@ TEST(CudaGqsEntries, LieApartAndWithoutConflicts) {
 }
 
 TEST(CudaGqsX, TwoQuadsNeverMeetInABank) {
-  for (const auto& [rows_of_x, slots] : {std::tuple{1, 2}, {2, 2}, {4, 4}}) {
+  for (const auto& [rows_of_x, slots_of_x] : {std::tuple{1, 2}, {2, 2}, {4, 4}}) {
+    const int slots = slots_of_x;  // lambdas of C++20 capture no binding in every compiler
     for (int i = 0; i < rows_of_x; ++i) {
       for (int quad = 0; quad < kGqsQuads; quad += 2) {
         for (int unit = 0; unit < 4; ++unit) {
