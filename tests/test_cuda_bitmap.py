@@ -8,6 +8,7 @@ import math
 import pytest
 import sparsekern as sk
 import torch
+from cuda_checks import check_streams_and_graphs, on_cuda
 from products import check_product
 from strategies import (
     ACTIVATIONS,
@@ -27,11 +28,6 @@ pytestmark = [
 
 # Rows of x of each kernel, chunks of it and their tails.
 X_ROWS = (1, 2, 4, 5, 8, 9, 16, 17, 40, 64, 65, 130)
-
-
-def on_cuda(packed: Packed) -> tuple[torch.Tensor, ...]:
-    scale = None if packed.scale is None else packed.scale.cuda()
-    return packed.values.cuda(), packed.structure.cuda(), scale
 
 
 def run(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") -> torch.Tensor:
@@ -157,22 +153,10 @@ def test_results_are_deterministic(x_rows):
 def test_streams_and_graphs(x_rows):
     packed = pack_bitmap(Spec(200, 250, 0.5, "bfloat16"))
     parts = on_cuda(packed)
-    x = activations((x_rows, 250), "bfloat16").cuda()
-    expected = torch.ops.sparsekern.bitmap_linear(x, *parts, None, 200)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        y = torch.ops.sparsekern.bitmap_linear(x, *parts, None, 200)
-    stream.synchronize()
-    assert torch.equal(y, expected)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = torch.ops.sparsekern.bitmap_linear(x, *parts, None, 200)
-    other = activations((x_rows, 250), "bfloat16", 5).cuda()
-    x.copy_(other)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(y, torch.ops.sparsekern.bitmap_linear(other, *parts, None, 200))
+    x, other = (activations((x_rows, 250), "bfloat16", seed).cuda() for seed in (0, 5))
+    check_streams_and_graphs(
+        lambda x: torch.ops.sparsekern.bitmap_linear(x, *parts, None, 200), x, other
+    )
 
 
 def test_a_header_that_contradicts_gives_nan():

@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import copy
 
-import oracle
 import pytest
 import sparsekern as sk
 import torch
-from compare import assert_close
-from sparsekern._packed import to_numpy
+from cuda_checks import check_streams_and_graphs
 from sparsekern.gqs import SCALE_NAMES
 from strategies import ACTIVATIONS, X_DTYPES, activations
-from test_gqs_linear import random_gqs
+from test_gqs_linear import check_result, random_gqs
 
 pytestmark = [
     pytest.mark.cuda,
@@ -32,25 +30,9 @@ def run(w: sk.GQSTensor, x: torch.Tensor, bias=None, activation: str = "none") -
 
 def check(w: sk.GQSTensor, x: torch.Tensor, bias=None, activation: str = "none") -> None:
     y = run(w, x.cuda(), None if bias is None else bias.cuda(), activation)
-    rows, cols = w.shape
-    assert y.shape == (*x.shape[:-1], rows)
-    assert y.dtype == x.dtype
-    assert y.is_contiguous()
     assert y.is_cuda
-    read = oracle.read_gqs(
-        w.values.numpy(), w.structure.numpy(), to_numpy(w.scale), SCALE_NAMES[w.scale.dtype]
-    )
-    expected = oracle.linear(
-        x.double().reshape(-1, cols).numpy(),
-        read.dense,
-        read.mask,
-        None if bias is None else bias.double().numpy(),
-    )
-    name = str(x.dtype).removeprefix("torch.")
-    what = f"{w}, x {tuple(x.shape)} {name}, {activation}"
-    got = y.double().cpu().reshape(-1, rows).numpy()
     # Tensor cores add up with truncation, and take weights rounded to the dtype of x.
-    assert_close(got, expected, name, activation, c=3.0, what=what)
+    check_result(y.cpu(), w, x, bias, activation, c=3.0)
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -131,23 +113,12 @@ def test_decode_multiplies_kept_groups_only():
 @pytest.mark.parametrize("x_rows", [1, 16, 70])
 def test_streams_and_graphs(x_rows):
     parts = on_cuda(random_gqs(200, 3000))
-    x = activations((x_rows, 3000), "bfloat16").cuda()
+    x, other = (activations((x_rows, 3000), "bfloat16", seed).cuda() for seed in (0, 5))
     expected = torch.ops.sparsekern.gqs_linear(x, *parts, None, 200)
     assert torch.equal(torch.ops.sparsekern.gqs_linear(x, *parts, None, 200), expected)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        y = torch.ops.sparsekern.gqs_linear(x, *parts, None, 200)
-    stream.synchronize()
-    assert torch.equal(y, expected)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = torch.ops.sparsekern.gqs_linear(x, *parts, None, 200)
-    other = activations((x_rows, 3000), "bfloat16", 5).cuda()
-    x.copy_(other)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(y, torch.ops.sparsekern.gqs_linear(other, *parts, None, 200))
+    check_streams_and_graphs(
+        lambda x: torch.ops.sparsekern.gqs_linear(x, *parts, None, 200), x, other
+    )
 
 
 @pytest.mark.parametrize("x_dtype", ["float32", "bfloat16"])

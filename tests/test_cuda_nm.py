@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import numpy as np
-import oracle
 import pytest
 import sparsekern as sk
 import torch
-from compare import assert_close
+from cuda_checks import check_streams_and_graphs, on_cuda
+from products import check_product
 from sparsekern import ops
 from strategies import (
     ACTIVATIONS,
@@ -24,34 +24,16 @@ from strategies import (
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
 
-def on_cuda(packed: Packed) -> tuple[torch.Tensor, ...]:
-    scale = None if packed.scale is None else packed.scale.cuda()
-    return packed.values.cuda(), packed.structure.cuda(), scale
-
-
 def run(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") -> torch.Tensor:
     code = ACTIVATIONS.index(activation)
     return torch.ops.sparsekern.nm_linear(x, *on_cuda(packed), bias, packed.spec.rows, code)
 
 
 def check(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") -> None:
-    moved = None if bias is None else bias.cuda()
-    y = run(packed, x.cuda(), moved, activation)
-    assert y.shape == (*x.shape[:-1], packed.spec.rows)
-    assert y.dtype == x.dtype
-    assert y.is_contiguous()
+    y = run(packed, x.cuda(), None if bias is None else bias.cuda(), activation)
     assert y.is_cuda
-    expected = oracle.linear(
-        x.double().reshape(-1, x.shape[-1]).numpy(),
-        packed.dense,
-        packed.matrix.mask,
-        None if bias is None else bias.double().numpy(),
-    )
-    name = str(x.dtype).removeprefix("torch.")
-    what = f"{packed.spec}, x {tuple(x.shape)} {name}, {activation}"
-    got = y.double().cpu().reshape(-1, packed.spec.rows).numpy()
     # Tensor cores add up with truncation, not to the nearest.
-    assert_close(got, expected, name, activation, c=2.0, what=what)
+    check_product(y.cpu(), packed, x, bias, activation, c=2.0)
 
 
 def test_words_are_the_metadata_of_sparse_tensor_cores():
@@ -185,26 +167,12 @@ def test_decode_multiplies_kept_weights_only():
 def test_streams_and_graphs(x_rows):
     packed = pack_nm(NmSpec(200, 256, 2, 4, "bfloat16"))
     parts = on_cuda(packed)
-    x = activations((x_rows, 256), "bfloat16").cuda()
-    expected = torch.ops.sparsekern.nm_linear(x, *parts, None, 200)
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        y = torch.ops.sparsekern.nm_linear(x, *parts, None, 200)
-        mask = ops.nm_mask(x, 2, 4)
-    stream.synchronize()
-    assert torch.equal(y, expected)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = torch.ops.sparsekern.nm_linear(x, *parts, None, 200)
-        again = ops.nm_mask(x, 2, 4)
-    other = activations((x_rows, 256), "bfloat16", 5).cuda()
-    x.copy_(other)
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(y, torch.ops.sparsekern.nm_linear(other, *parts, None, 200))
-    assert torch.equal(again, ops.nm_mask(other, 2, 4))
-    assert mask.shape == again.shape
+    for call in (
+        lambda x: torch.ops.sparsekern.nm_linear(x, *parts, None, 200),
+        lambda x: ops.nm_mask(x, 2, 4),
+    ):
+        x, other = (activations((x_rows, 256), "bfloat16", seed).cuda() for seed in (0, 5))
+        check_streams_and_graphs(call, x, other)
 
 
 @needs_cuda

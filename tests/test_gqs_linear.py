@@ -39,10 +39,22 @@ def random_gqs(
 
 
 def check(w: sk.GQSTensor, x: torch.Tensor, bias=None, activation: str = "none") -> None:
-    y = ops.gqs_linear(x, w, bias, activation)
+    check_result(ops.gqs_linear(x, w, bias, activation), w, x, bias, activation)
+
+
+def check_result(
+    y: torch.Tensor,
+    w: sk.GQSTensor,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str,
+    c: float = 1.0,
+) -> None:
+    """Shape, dtype and every element of y, the product with x; `c` as in `assert_close`."""
     rows, cols = w.shape
     assert y.shape == (*x.shape[:-1], rows)
     assert y.dtype == x.dtype
+    assert y.is_contiguous()
     read = oracle.read_gqs(
         w.values.numpy(), w.structure.numpy(), to_numpy(w.scale), SCALE_NAMES[w.scale.dtype]
     )
@@ -54,7 +66,7 @@ def check(w: sk.GQSTensor, x: torch.Tensor, bias=None, activation: str = "none")
     )
     name = str(x.dtype).removeprefix("torch.")
     what = f"{w}, x {tuple(x.shape)} {name}, {activation}"
-    assert_close(y.double().reshape(-1, rows).numpy(), expected, name, activation, what=what)
+    assert_close(y.double().reshape(-1, rows).numpy(), expected, name, activation, c=c, what=what)
 
 
 def rounded(x: torch.Tensor, group: int) -> torch.Tensor:

@@ -82,20 +82,6 @@ LinearProblem ProblemOf(int64_t x_rows, int64_t rows, int64_t cols, DType x, DTy
   return {x_rows, rows, cols, rows * cols / 2, BitmapLayoutOf(rows, cols).bytes, x, values};
 }
 
-// [x_rows][rows]
-std::vector<float> Expected(const Packed& p, const std::vector<float>& x, int64_t x_rows) {
-  std::vector<float> y(static_cast<size_t>(x_rows * p.rows), 0.0f);
-  for (int64_t m = 0; m < x_rows; ++m) {
-    for (int64_t n = 0; n < p.rows; ++n) {
-      for (int64_t k = 0; k < p.cols; ++k) {
-        y[static_cast<size_t>(m * p.rows + n)] +=
-            x[static_cast<size_t>(m * p.cols + k)] * p.dense[static_cast<size_t>(n * p.cols + k)];
-      }
-    }
-  }
-  return y;
-}
-
 uint32_t HalfAt(const Packed& p, int64_t panel, int64_t word, int half) {
   const int64_t at = SliceAt(p.layout, panel, word) + half * 4;
   EXPECT_GE(at, p.layout.bitmap_at);

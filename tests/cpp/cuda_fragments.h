@@ -21,6 +21,21 @@ inline std::vector<float> SmallIntegers(int64_t count, uint64_t seed) {
   return out;
 }
 
+// The product with x as [x_rows][rows], of a matrix with its rows, cols and dense weights.
+template <typename Packed>
+std::vector<float> Expected(const Packed& p, const std::vector<float>& x, int64_t x_rows) {
+  std::vector<float> y(static_cast<size_t>(x_rows * p.rows), 0.0f);
+  for (int64_t m = 0; m < x_rows; ++m) {
+    for (int64_t n = 0; n < p.rows; ++n) {
+      for (int64_t k = 0; k < p.cols; ++k) {
+        y[static_cast<size_t>(m * p.rows + n)] +=
+            x[static_cast<size_t>(m * p.cols + k)] * p.dense[static_cast<size_t>(n * p.cols + k)];
+      }
+    }
+  }
+  return y;
+}
+
 // The banks, of 16 bytes, that eight addresses of one 8x8 matrix meet: all eight, or ldmatrix
 // waits.
 template <typename Offset>

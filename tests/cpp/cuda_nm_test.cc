@@ -72,20 +72,6 @@ Packed Pack(int64_t rows, int64_t cols, Pattern pattern, DType dtype, uint64_t s
   return p;
 }
 
-// [x_rows][rows]
-std::vector<float> Expected(const Packed& p, const std::vector<float>& x, int64_t x_rows) {
-  std::vector<float> y(static_cast<size_t>(x_rows * p.rows), 0.0f);
-  for (int64_t m = 0; m < x_rows; ++m) {
-    for (int64_t n = 0; n < p.rows; ++n) {
-      for (int64_t k = 0; k < p.cols; ++k) {
-        y[static_cast<size_t>(m * p.rows + n)] +=
-            x[static_cast<size_t>(m * p.cols + k)] * p.dense[static_cast<size_t>(n * p.cols + k)];
-      }
-    }
-  }
-  return y;
-}
-
 uint32_t WordAt(const Packed& p, int64_t panel, int64_t q, int lane) {
   const int64_t at = kNmHeaderBytes + ((panel * p.layout.words + q) * kNmPanelRows + lane) * 4;
   EXPECT_LE(at + 4, static_cast<int64_t>(p.structure.size()));

@@ -138,4 +138,16 @@ cudaError_t LaunchDense(void (*kernel)(Args), const Args& a, cudaStream_t stream
   return cudaGetLastError();
 }
 
+// launch.operator()<E, V>() for x of E, and values of V, which are int8 or of E.
+template <typename Launch>
+cudaError_t WithTensorTypes(const LinearProblem& problem, const Launch& launch) {
+  const bool half = problem.x_dtype == DType::kF16;
+  if (problem.value_dtype == DType::kI8) {
+    return half ? launch.template operator()<__half, int8_t>()
+                : launch.template operator()<__nv_bfloat16, int8_t>();
+  }
+  return half ? launch.template operator()<__half, __half>()
+              : launch.template operator()<__nv_bfloat16, __nv_bfloat16>();
+}
+
 }  // namespace sparsekern::cuda

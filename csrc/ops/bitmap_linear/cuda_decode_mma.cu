@@ -88,13 +88,9 @@ __global__ void __launch_bounds__(kBitmapMaxWarps * 32, 2) DecodeMmaKernel(const
 }  // namespace
 
 cudaError_t LaunchDecodeMma(const BitmapCudaArgs& a, cudaStream_t stream) {
-  const bool half = a.problem.x_dtype == DType::kF16;
-  if (a.problem.value_dtype == DType::kI8) {
-    return half ? LaunchStream(DecodeMmaKernel<__half, int8_t>, a, stream)
-                : LaunchStream(DecodeMmaKernel<__nv_bfloat16, int8_t>, a, stream);
-  }
-  return half ? LaunchStream(DecodeMmaKernel<__half, __half>, a, stream)
-              : LaunchStream(DecodeMmaKernel<__nv_bfloat16, __nv_bfloat16>, a, stream);
+  return WithTensorTypes(a.problem, [&]<typename E, typename V>() {
+    return LaunchStream(DecodeMmaKernel<E, V>, a, stream);
+  });
 }
 
 }  // namespace sparsekern::cuda

@@ -62,13 +62,9 @@ __global__ void __launch_bounds__(kDenseThreads, 2) DenseMmaKernel(const NmCudaA
 }  // namespace
 
 cudaError_t LaunchDenseMma(const NmCudaArgs& a, cudaStream_t stream) {
-  const bool half = a.problem.x_dtype == DType::kF16;
-  if (a.problem.value_dtype == DType::kI8) {
-    return half ? LaunchDense(DenseMmaKernel<__half, int8_t>, a, stream)
-                : LaunchDense(DenseMmaKernel<__nv_bfloat16, int8_t>, a, stream);
-  }
-  return half ? LaunchDense(DenseMmaKernel<__half, __half>, a, stream)
-              : LaunchDense(DenseMmaKernel<__nv_bfloat16, __nv_bfloat16>, a, stream);
+  return WithTensorTypes(a.problem, [&]<typename E, typename V>() {
+    return LaunchDense(DenseMmaKernel<E, V>, a, stream);
+  });
 }
 
 }  // namespace sparsekern::cuda
