@@ -88,7 +88,7 @@ class Stages {
   Stages(const Packed& p, const std::vector<float>& x, int64_t x_rows, ResultTile at, int count)
       : shared(static_cast<size_t>(count * kBytes), 0xee),
         packed_(p),
-        x_((p.cols + 7) / 8 * 8 * x_rows) {
+        x_(static_cast<size_t>((p.cols + 7) / 8 * 8 * x_rows)) {
     LinearCall a = {};
     a.problem.x_rows = x_rows;
     a.x_cols = a.x_stride = (p.cols + 7) / 8 * 8;
