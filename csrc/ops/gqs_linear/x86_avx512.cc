@@ -38,8 +38,8 @@ struct GqsAvx512 : Avx512 {
 void GqsOffsetsAvx512(const uint8_t* words, int64_t word_count, int64_t skip, int64_t count,
                       uint32_t step, uint32_t* out) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  uint32_t bits = 0;
-  int64_t w = GqsSkip(words, word_count, skip, &bits);
+  uint32_t bits = GqsMaskWord(words, 0);
+  int64_t w = skip == 0 ? 0 : GqsSkip(words, word_count, skip, &bits);
   const __m512i first = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(16 * w)));
   __m512i position = _mm512_mullo_epi32(first, _mm512_set1_epi32(static_cast<int>(step)));
   const __m512i next = _mm512_set1_epi32(static_cast<int>(16 * step));
