@@ -207,7 +207,7 @@ Status GqsDecode(const GqsKernels& kernels, const GqsInt8Kernels* int8, const Gq
   SPARSEKERN_RETURN_IF_ERROR(x.Fill(parallel_for));
   std::memset(sums.data(), 0, sizeof(float) * static_cast<size_t>(s.rows * a.x_rows));
   std::atomic<bool> failed{false};
-  // Tasks are equal in kept groups, not in time: with one row of x a row of W costs as much as 50
+  // Tasks are equal in kept groups, not in time: with one row of x a row of W costs as much as 40
   // groups more, whatever it keeps (4096 columns). So threads take them a few at a time, a panel's
   // where there are panels (halves of 4096 x 4096 with densities from 0.9 to 0.09 left one idle for
   // a quarter of the time).

@@ -10,6 +10,7 @@ namespace {
 struct GqsAvx512 : Avx512 {
   static constexpr int kMostRows = 16;
   static constexpr bool kGroups = true;
+  static constexpr bool kMasks = true;
   using Word = __m512i;
   static Word LoadWord(const uint8_t* p) { return _mm512_loadu_si512(p); }
   template <int b>
@@ -24,6 +25,11 @@ struct GqsAvx512 : Avx512 {
       const Word top = _mm512_slli_epi32(w, static_cast<unsigned>(24 - 8 * j));
       return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24));
     }
+  }
+  static Reg FmaWhere(uint32_t bits, int j, Reg a, Reg b, Reg sum) {
+    const __mmask16 all = _mm512_test_epi32_mask(_mm512_set1_epi32(static_cast<int>(bits)),
+                                                 _mm512_set1_epi32(1 << j));
+    return _mm512_mask3_fmadd_ps(a, b, sum, all);
   }
   static float Sum(Reg v) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
