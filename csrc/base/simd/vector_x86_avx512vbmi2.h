@@ -31,12 +31,8 @@ struct Avx512Vbmi2 : Avx512 {
       out[3] = _mm512_cvtepi32_ps(_mm512_and_si512(v, _mm512_set1_epi32(-0x1000000)));
       return;
     }
-    const auto low = static_cast<uint32_t>(word);
-    auto high = static_cast<uint32_t>(word >> 32);
-    asm("" : "+r"(high));  // a shift of mask registers would take port 5, and four cycles
-    const __m512i half[2] = {
-        _mm512_maskz_expand_epi16(low, Bytes(p)),
-        _mm512_maskz_expand_epi16(high, Bytes(p + 2 * __builtin_popcount(low)))};
+    __m512i half[2];
+    ExpandWord(p, word, half);
     for (int i = 0; i < 2; ++i) {
       if constexpr (D == DType::kBF16) {
         const __m512i upper = _mm512_and_si512(half[i], _mm512_set1_epi32(-0x10000));
@@ -54,6 +50,14 @@ struct Avx512Vbmi2 : Avx512 {
         out[2 * i + 1] = LoadF16(from + kLanes);
       }
     }
+  }
+  // The 16-bit values from p on under the bits of `word`, in the order of the columns. Reads as
+  // SpreadWord does.
+  static void StoreWord(const uint8_t* p, uint64_t word, uint16_t* out) {
+    __m512i half[2];
+    ExpandWord(p, word, half);
+    _mm512_storeu_si512(out, half[0]);
+    _mm512_storeu_si512(out + 2 * kLanes, half[1]);
   }
   template <DType D>
   static constexpr float kWordScale = D == DType::kI8 ? 0x1p-24f : 1.0f;
@@ -103,6 +107,13 @@ struct Avx512Vbmi2 : Avx512 {
   }
 
  private:
+  static void ExpandWord(const uint8_t* p, uint64_t word, __m512i (&half)[2]) {
+    const auto low = static_cast<uint32_t>(word);
+    auto high = static_cast<uint32_t>(word >> 32);
+    asm("" : "+r"(high));  // a shift of mask registers would take port 5, and four cycles
+    half[0] = _mm512_maskz_expand_epi16(low, Bytes(p));
+    half[1] = _mm512_maskz_expand_epi16(high, Bytes(p + 2 * __builtin_popcount(low)));
+  }
   // In a register: what an expansion reads of memory by itself depends on its mask, which
   // processors may take time over, and which Bochs 2.7 gets wrong.
   static __m512i Bytes(const uint8_t* p) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// bitmap_linear for AVX-512 with VBMI2: decode with x in the order that whole words expand to. The
-// rest, and x that is not finite, is as with AVX-512.
+// bitmap_linear for AVX-512 with VBMI2: decode with x in the order that whole words expand to, and
+// expansion to dense rows. The rest, and x that is not finite, is as with AVX-512.
 #include "base/simd/vector_x86_avx512vbmi2.h"
 #include "ops/bitmap_linear/generic.h"
 
@@ -22,6 +22,7 @@ bool Arrange(float* x, int64_t words) {
 constexpr BitmapKernels WithArranged() {
   using V = Avx512Vbmi2;
   BitmapKernels kernels = MakeBitmapKernels<Avx512>(kTileKernels_x86_avx512, 16);
+  kernels.expand = BitmapExpand<V>;
   kernels.arranged = {{nullptr, Arrange<DType::kBF16>, Arrange<DType::kF16>, Arrange<DType::kI8>},
                       {nullptr, BitmapDecode<V, DType::kBF16>, BitmapDecode<V, DType::kF16>,
                        BitmapDecode<V, DType::kI8>},
