@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -78,9 +79,11 @@ inline double PutScale(GqsScale kind, float v, std::vector<uint8_t>* out) {
   return 0;
 }
 
-// One row in four is full, empty or nearly so.
+// One row in four is full, empty or nearly so. may_keep(row, first column of a group), where given,
+// rules the others out.
 inline GqsCase MakeGqsCase(int64_t rows, int64_t cols, GqsKind kind, double density = 0.5,
-                           uint64_t seed = 1) {
+                           uint64_t seed = 1,
+                           const std::function<bool(int64_t, int64_t)>& may_keep = nullptr) {
   GqsCase c;
   c.rows = rows;
   c.cols = cols;
@@ -103,7 +106,7 @@ inline GqsCase MakeGqsCase(int64_t rows, int64_t cols, GqsKind kind, double dens
     for (int64_t g = 0; g < groups; ++g) {
       const bool kept = row_kind == 0 || (row_kind == 1 && g == groups - 1) ||
                         (row_kind > 2 && random.Uniform() < density);
-      if (!kept) continue;
+      if (!kept || (may_keep && !may_keep(r, g * kind.group))) continue;
       c.mask[static_cast<size_t>(r * groups + g)] = 1;
       const float s = kind.scale == GqsScale::kU8 ? static_cast<float>(1 + random.Below(255))
                                                   : 0.01f + 0.1f * random.Signed();

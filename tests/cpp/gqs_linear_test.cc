@@ -259,6 +259,46 @@ TEST_P(GqsInt8Test, Shapes) {
   }
 }
 
+// Columns in several pieces, which sixteen rows of x are taken in: rows of W that keep nothing,
+// all, or only groups of one piece; more rows than a run has parts.
+TEST_P(GqsInt8Test, ManyColumns) {
+  const ForcedIsa forced(GetParam());
+  for (const GqsKind& kind : {GqsKind{4, 16}, GqsKind{2, 32, GqsScale::kBF16},
+                              GqsKind{8, 64, GqsScale::kF16}, GqsKind{4, 128}}) {
+    constexpr int64_t kRows = 24, kCols = 3109;
+    for (const double density : {0.02, 0.5, 1.0}) {
+      const GqsCase c =
+          MakeGqsCase(kRows, kCols, kind, density, 1, [](int64_t row, int64_t column) {
+            if (row % 6 == 0) return false;
+            if (row % 6 == 1) return column < 1100;
+            if (row % 6 == 2) return column >= 2800;
+            return row % 6 != 3 || (column >= 1500 && column < 2000);
+          });
+      for (const int64_t x_rows : {5, 16}) Check(c, {.x_rows = x_rows, .int8_x = true});
+    }
+  }
+  const GqsCase c = MakeGqsCase(700, 40, {4, 16, GqsScale::kF16}, 0.4);
+  Check(c, {.x_rows = 9, .int8_x = true});
+}
+
+#if !defined(__wasm__)  // no threads
+TEST_P(GqsInt8Test, SameSumsWhateverTheThreads) {
+  const ForcedIsa forced(GetParam());
+  ThreadPool pool(3);
+  for (const int group : {16, 128}) {
+    GqsCase c = MakeGqsCase(9, 40000, {4, group, GqsScale::kF16}, 0.9);
+    ASSERT_GT(c.Matrix().structure.tasks, c.rows);
+    for (const int64_t x_rows : {3, 9}) {
+      const Call call{.x_rows = x_rows, .int8_x = true};
+      Check(c, call, pool.parallel_for());
+      const Elements x = RandomElements(DType::kF32, x_rows * c.cols, 7);
+      EXPECT_EQ(Product(c, call, x, {}, Serial()).bytes,
+                Product(c, call, x, {}, pool.parallel_for()).bytes);
+    }
+  }
+}
+#endif
+
 // What is not finite is NaN for the rows of W that keep its group, in its row of x, and there only.
 TEST_P(GqsInt8Test, NotFiniteStaysInItsGroup) {
   const ForcedIsa forced(GetParam());
@@ -266,14 +306,16 @@ TEST_P(GqsInt8Test, NotFiniteStaysInItsGroup) {
     const GqsCase c = MakeGqsCase(50, 90, {4, 16, GqsScale::kF16, zeros}, 0.5);
     for (const int64_t at : {37, 85}) {  // the latter in a group that the columns end in
       for (const float odd : {std::nanf(""), std::numeric_limits<float>::infinity()}) {
-        Elements x = RandomElements(DType::kF32, 4 * c.cols, 7);
-        x.Set(static_cast<size_t>(1 * c.cols + at), odd);
-        const Elements y = Product(c, {.x_rows = 4, .int8_x = true}, x, {}, Serial());
-        for (int64_t m = 0; m < 4; ++m) {
-          for (int64_t n = 0; n < c.rows; ++n) {
-            const bool kept = c.mask[static_cast<size_t>(n * c.RowGroups() + at / 16)] != 0;
-            EXPECT_EQ(std::isnan(y[static_cast<size_t>(m * c.rows + n)]), m == 1 && kept)
-                << m << ", " << n;
+        for (const int64_t x_rows : {4, 6}) {
+          Elements x = RandomElements(DType::kF32, x_rows * c.cols, 7);
+          x.Set(static_cast<size_t>(1 * c.cols + at), odd);
+          const Elements y = Product(c, {.x_rows = x_rows, .int8_x = true}, x, {}, Serial());
+          for (int64_t m = 0; m < x_rows; ++m) {
+            for (int64_t n = 0; n < c.rows; ++n) {
+              const bool kept = c.mask[static_cast<size_t>(n * c.RowGroups() + at / 16)] != 0;
+              EXPECT_EQ(std::isnan(y[static_cast<size_t>(m * c.rows + n)]), m == 1 && kept)
+                  << m << ", " << n;
+            }
           }
         }
       }
@@ -285,7 +327,7 @@ TEST_P(GqsInt8Test, NotFiniteStaysInItsGroup) {
 TEST_P(GqsInt8Test, AnyMaskIsSafe) {
   const ForcedIsa forced(GetParam());
   for (const GqsKind& kind : {GqsKind{4, 16}, GqsKind{2, 128}, GqsKind{8, 128}}) {
-    GqsCase c = MakeGqsCase(40, 300, kind);
+    GqsCase c = MakeGqsCase(40, 3000, kind);
     const GqsMatrix w = c.Matrix();
     const auto at = static_cast<size_t>(w.structure.mask - c.structure.data());
     Random random(5);

@@ -9,6 +9,7 @@ namespace {
 struct GqsNeon : Neon {
   static constexpr int kMostRows = 4;
   static constexpr bool kGroups = true;
+  static constexpr bool kMasks = false;
   using Word = uint32x4_t;
   static Word LoadWord(const uint8_t* p) { return vreinterpretq_u32_u8(vld1q_u8(p)); }
   template <int b>

@@ -13,7 +13,7 @@
 namespace sparsekern {
 namespace {
 
-constexpr int kRows = 4;
+constexpr int kRows = kGqsInt8Rows;
 
 // S: a group has 2^S units.
 template <int B, int S>
@@ -87,6 +87,6 @@ void Quantize(const float* row, int64_t groups, int group, uint8_t* codes, float
 }  // namespace
 
 extern const GqsInt8Kernels kGqsInt8Kernels_arm_neon_dotprod = {
-    "arm_neon_dotprod", {{Dot<2>}, {Dot<4>}, {Dot<8>}}, Quantize};
+    "arm_neon_dotprod", {Dot<2>, Dot<4>, Dot<8>}, Quantize, nullptr};
 
 }  // namespace sparsekern

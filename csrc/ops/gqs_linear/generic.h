@@ -2,7 +2,8 @@
 // The loops of gqs_linear, over a vector type V (base/simd/conversion.h) that has besides
 // Word, kLanes 32-bit integers; LoadWord(bytes); Code<b>(word, j): lane by lane field j of b bits,
 // signed, as a float; Sum(v) of its lanes; kMostRows: of x, that the decode kernels take at a time;
-// kGroups: whether one row of x has a kernel for each size of groups.
+// kGroups: whether one row of x has a kernel for each size of groups;
+// kMasks: whether there is FmaWhere(bits, j, a, b, sum), of bit j, and a unit is one vector.
 //
 // Decode is memory-bound: 10 bytes for a group of 16 four-bit weights with its scale, and x, 16
 // numbers of it a group, stays in the first-level cache. Sixteen lanes are sixteen columns of one
@@ -51,14 +52,14 @@ static inline __attribute__((always_inline)) void GqsParts(const GqsRun& run, in
     const int until = run.starts[i + 1];
     if ((at & (chunk - 1)) != 0) {
       const int next = (at | (chunk - 1)) + 1;
-      some(at, next < until ? next : until, sum[0]);
+      some(at, next < until ? next : until, sum);
       at = next;
     }
     if (const int n = (until - at) >> chunk_shift; n > 0) {
       chunks(at, n, sum);
       at += n << chunk_shift;
     }
-    if (at < until) some(at, until, sum[0]);
+    if (at < until) some(at, until, sum);
     for (int m = 0; m < M; ++m) {
       typename V::Reg total = V::Zero();
       for (int set = 0; set < kSets; ++set) {
@@ -132,7 +133,26 @@ static void GqsDot(const GqsRun& run, const uint8_t* x, float* y) {
         }
       },
       [&](int first, int until, auto& sum)
-          __attribute__((always_inline)) { Rows::Some(run, x, first, until, sum); });
+          __attribute__((always_inline)) { Rows::Some(run, x, first, until, sum[0]); });
+}
+
+// Groups of one block for one row of x. All units of the block are multiplied, also those of other
+// rows, whose products are masked: how many there are would be guessed wrong at both ends of a row.
+template <typename V, int B, bool kZero, int K, typename Sum>
+static inline __attribute__((always_inline)) void GqsEdge(const GqsRun& run, const uint8_t* x,
+                                                          int first, int until, Sum& sum) {
+  constexpr int kFields = 32 / B, kSets = sizeof sum / sizeof sum[0];
+  static_assert(V::kLanes == kGqsUnit);
+  const int unit = first * K & -kFields;
+  const uint32_t kept = (2u << (until * K - 1 - unit)) - (1u << (first * K - unit));
+  const typename V::Word word = V::LoadWord(run.values + unit / kFields * 64);
+#pragma GCC unroll 16
+  for (int j = 0; j < kFields; ++j) {
+    const int g = unit / K + j / K;
+    const auto w = GqsWeight<V, B, kZero>(word, j, run.scale + g, kZero ? run.zero + g : nullptr);
+    const auto xs = V::Load(reinterpret_cast<const float*>(x + run.offset[g]) + j % K * kGqsUnit);
+    sum[j % kSets][0][0] = V::FmaWhere(kept, j, w, xs, sum[j % kSets][0][0]);
+  }
 }
 
 // One row of x, groups of K units: the scale multiplies what a whole group gives.
@@ -179,8 +199,13 @@ static void GqsDotOne(const GqsRun& run, const uint8_t* x, float* y) {
           if (kZero) zero += kUnits / K;
         }
       },
-      [&](int first, int until, auto& sum)
-          __attribute__((always_inline)) { Rows::Some(run, x, first, until, sum); });
+      [&](int first, int until, auto& sum) __attribute__((always_inline)) {
+        if constexpr (V::kMasks && K < kFields) {
+          GqsEdge<V, B, kZero, K>(run, x, first, until, sum);
+        } else {
+          Rows::Some(run, x, first, until, sum[0]);
+        }
+      });
 }
 
 template <typename V, int B, bool kZero>

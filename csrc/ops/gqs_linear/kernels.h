@@ -65,24 +65,49 @@ struct GqsKernels {
 };
 
 // --- x in int8 ----------------------------------------------------------------------------------
-// A group of x, as wide as the groups of W, is multiples of its largest magnitude / 127. With M
-// rows of x, the code of row m and column c of unit u is byte 16 M u + 4 M (c / 4) + 4 m + c % 4.
+// A group of x, as wide as the groups of W, is multiples of its largest magnitude / 127. The code
+// of row m (of four) and column c of unit u is byte 64 u + 16 (c / 4) + 4 m + c % 4.
 
-enum : int { kGqsInt8Widths = 2 };
-constexpr int kGqsInt8Rows[kGqsInt8Widths] = {4, 16};  // M
-constexpr int kGqsMostRows = 16;                       // of a chunk, int8 or not
+constexpr int kGqsInt8Rows = 4;
+constexpr int kGqsPanelRows = 16;
+constexpr int kGqsMostRows = 16;  // of all chunks together, whichever kernel takes them
 
-// As GqsDotFn, without zero-points. x_scale: of x's groups, [group][M].
+// As GqsDotFn, without zero-points. x_scale: of x's groups, [group][4].
 using GqsInt8DotFn = void (*)(const GqsRun& run, const float* x_scale, const uint8_t* x, float* y);
 // `groups` groups of a row of x as codes, and their scales (NaN where something is not finite).
 using GqsQuantizeFn = void (*)(const float* row, int64_t groups, int group, uint8_t* codes,
                                float* scale);
 
+// Sixteen rows of x. What they have of a group lies together: `head` bytes, scales among them, then
+// 256 bytes of codes a unit, in an order that the kernels choose. The codes of W become bytes
+// first, 16 a unit, so that products need to know neither the number of bits nor where blocks
+// begin. Then the columns are taken in pieces of which x stays in the first-level cache: all parts
+// of a run go through one piece before the next.
+
+// codes[units][16] of whole blocks of values.
+using GqsCodesFn = void (*)(const uint8_t* values, int64_t blocks, uint8_t* codes);
+// The sums of part i, y[i][16], grow by the products of its groups next[i] and on as long as their
+// offsets are below `limit`; next[i] moves on. ahead: bytes that are needed next, as many as the
+// run's codes take in `values`.
+using GqsPanelDotFn = void (*)(const GqsRun& run, const uint8_t* codes, const uint8_t* x,
+                               uint32_t limit, const uint8_t* ahead, int bits, int* next, float* y);
+// `groups` groups of row m of x, for weights of `bits` bits.
+using GqsPackFn = void (*)(const float* row, int64_t groups, int group, int bits, int m,
+                           uint8_t* x);
+
+struct GqsPanelKernels {
+  int head;
+  GqsCodesFn codes[3];            // [bits]
+  GqsPanelDotFn dot[kGqsShifts];  // [shift]
+  GqsPackFn pack;
+};
+
 // One row of int8_kernels.inc.
 struct GqsInt8Kernels {
   const char* isa_name;
-  GqsInt8DotFn dot[3][kGqsInt8Widths];  // [bits][M]; none beyond the last that is there
+  GqsInt8DotFn dot[3];  // [bits]
   GqsQuantizeFn quantize;
+  const GqsPanelKernels* panel;  // or nullptr: then four rows at a time, however many there are
 };
 
 #define SPARSEKERN_GQS_INT8_KERNELS(isa_flag, isa_suffix) \

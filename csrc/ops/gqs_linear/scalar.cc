@@ -9,6 +9,7 @@ namespace {
 struct GqsScalar : Scalar {
   static constexpr int kMostRows = 4;
   static constexpr bool kGroups = false;
+  static constexpr bool kMasks = false;
   using Word = uint32_t;
   static Word LoadWord(const uint8_t* p) {
     uint32_t w;

@@ -9,6 +9,7 @@ namespace {
 struct GqsSimd128 : Simd128 {
   static constexpr int kMostRows = 4;
   static constexpr bool kGroups = false;
+  static constexpr bool kMasks = false;
   using Word = v128_t;
   static Word LoadWord(const uint8_t* p) { return wasm_v128_load(p); }
   template <int b>

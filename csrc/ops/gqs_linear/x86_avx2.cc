@@ -9,6 +9,7 @@ namespace {
 struct GqsAvx2 : Avx2 {
   static constexpr int kMostRows = 4;
   static constexpr bool kGroups = true;
+  static constexpr bool kMasks = false;
   using Word = __m256i;
   static Word LoadWord(const uint8_t* p) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));

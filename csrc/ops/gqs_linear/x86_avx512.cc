@@ -10,6 +10,7 @@ namespace {
 struct GqsAvx512 : Avx512 {
   static constexpr int kMostRows = 16;
   static constexpr bool kGroups = true;
+  static constexpr bool kMasks = true;
   using Word = __m512i;
   static Word LoadWord(const uint8_t* p) { return _mm512_loadu_si512(p); }
   template <int b>
@@ -25,6 +26,11 @@ struct GqsAvx512 : Avx512 {
       return _mm512_cvtepi32_ps(_mm512_srai_epi32(top, 24));
     }
   }
+  static Reg FmaWhere(uint32_t bits, int j, Reg a, Reg b, Reg sum) {
+    const __mmask16 all = _mm512_test_epi32_mask(_mm512_set1_epi32(static_cast<int>(bits)),
+                                                 _mm512_set1_epi32(1 << j));
+    return _mm512_mask3_fmadd_ps(a, b, sum, all);
+  }
   static float Sum(Reg v) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
@@ -38,8 +44,8 @@ struct GqsAvx512 : Avx512 {
 void GqsOffsetsAvx512(const uint8_t* words, int64_t word_count, int64_t skip, int64_t count,
                       uint32_t step, uint32_t* out) {
   const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  uint32_t bits = 0;
-  int64_t w = GqsSkip(words, word_count, skip, &bits);
+  uint32_t bits = GqsMaskWord(words, 0);
+  int64_t w = skip == 0 ? 0 : GqsSkip(words, word_count, skip, &bits);
   const __m512i first = _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int>(16 * w)));
   __m512i position = _mm512_mullo_epi32(first, _mm512_set1_epi32(static_cast<int>(step)));
   const __m512i next = _mm512_set1_epi32(static_cast<int>(16 * step));
