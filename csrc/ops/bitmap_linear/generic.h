@@ -3,10 +3,11 @@
 //
 // Decode is memory-bound up to about 60 % sparsity: a weight is a bit, and 16 or 8 more where it is
 // kept. A slice, 16 rows times 64 columns, loads its word of x once; per row the kept values, which
-// lie one behind the other, are expanded under the bits. On AVX-512 that is 3.5 slots of port 5 for
-// 16 weights, kept or not (widen 1, expand 2, half of the masks 1), the limit where the bytes are
-// fewer. VBMI2 expands before it widens: 16 weights take 3.5 slots of ports 0 and 5 together in
-// bf16 and 3.75 in int8 (vector_x86_avx512vbmi2.h), multiplications included.
+// lie one behind the other, are expanded under the bits. What limits AVX-512 where the bytes are
+// fewer are slots of ports 0 and 5: for 16 weights, kept or not, 3.5 of port 5 (widen 1, expand 2,
+// half of the masks 1) in f16, and 5.4 of both in bf16 and int8, which are expanded before they are
+// widened (vector_x86_avx512slices.h). VBMI2 has an instruction for that: 3.5 of both in bf16 and
+// f16, 3.75 in int8 (vector_x86_avx512vbmi2.h).
 //
 // Batches are bound by multiply-adds: the bits of a slice become column numbers once, and each kept
 // weight is broadcast to all rows of x, as csr does.
