@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # sparsekern-<tier>.wasm: a module without main (a WASI "reactor") that exports the functions of
-# bind/wasm_*.cc and its memory. wasm/build.sh builds both tiers.
+# bind/wasm_*.cc and its memory. wasm/build.sh builds all tiers.
 
-if(SPARSEKERN_WASM_SIMD)
+if(SPARSEKERN_WASM_SIMD STREQUAL "RELAXED")
+  set(wasm_tier relaxed)
+elseif(SPARSEKERN_WASM_SIMD)
   set(wasm_tier simd128)
 else()
   set(wasm_tier scalar)

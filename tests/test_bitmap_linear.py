@@ -73,6 +73,27 @@ def test_any_matrix(bitmap_isa, spec):
         check(packed, activations((x_rows, spec.cols), seed=spec.seed))
 
 
+@pytest.mark.parametrize("x_rows", [1, 33])
+def test_by_torch(bitmap_isa, x_rows):
+    """The way of batches on processors with AMX (BitmapSelectionTest in C++)."""
+    operator = "_bitmap_linear_by_torch"
+    packed = pack_bitmap(Spec(77, 140, 0.5, "bfloat16", seed=6))
+    x = activations((x_rows, 140), "bfloat16", 3)
+    bias = activations((77,), seed=1)
+    for given_x in (x, x[None], activations((x_rows, 160), "bfloat16", 3)[:, 7:147]):
+        y = run_packed(operator, packed, given_x)
+        check_product(y, packed, given_x, None, "none")
+        with torch.autocast("cpu", torch.float16):
+            assert torch.equal(run_packed(operator, packed, given_x), y)
+    product = run_packed(operator, packed, x).float()  # rounded before bias and activation
+    for activation, function in (("relu", torch.relu), ("silu", nn.functional.silu)):
+        y = run_packed(operator, packed, x, bias, activation).float()
+        torch.testing.assert_close(y, function(product + bias), rtol=2**-8, atol=1e-6)
+    x[0, 7] = math.inf
+    check_product(run_packed(operator, packed, x), packed, x, None, "none")
+    assert run_packed(operator, packed, x[:0]).shape == (0, 77)
+
+
 def test_leading_dimensions_and_strides(bitmap_isa):
     packed = pack_bitmap(Spec(20, 33, 0.5))
     x = activations((2, 3, 33))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Builds both tiers of the module into wasm/dist/. Needs cmake, ninja and `pip install ziglang`; the
+# Builds the tiers of the module into wasm/dist/. Needs cmake, ninja and `pip install ziglang`; the
 # Python that has it is $SPARSEKERN_ZIG_PYTHON, else the repository's .venv, else python3.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -9,7 +9,7 @@ if [[ -z ${SPARSEKERN_ZIG_PYTHON:-} && -x $root/.venv/bin/python ]]; then
 fi
 export PATH="$root/.venv/bin:$PATH"
 mkdir -p "$root/wasm/dist" "$root/build"
-for simd in ON OFF; do
+for simd in ON RELAXED OFF; do
   folder=$root/build/wasm-module-$simd
   cmake -S "$root" -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release -DSPARSEKERN_WASM_SIMD=$simd \
     -DCMAKE_TOOLCHAIN_FILE="$root/cmake/toolchain-wasm32.cmake" >"$folder.log" 2>&1 ||

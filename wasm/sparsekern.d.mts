@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 /** Sparse matrix products in WebAssembly, for Node 20 or later and browsers. */
 
-export type Tier = "auto" | "simd128" | "scalar";
+export type Tier = "auto" | "relaxed" | "simd128" | "scalar";
 /** bfloat16 and float16 are the bits in a Uint16Array. */
 export type ActivationDType = "float32" | "bfloat16" | "float16";
 export type WeightDType = ActivationDType | "int8";
@@ -10,7 +10,7 @@ export type FloatArray = Float32Array | Uint16Array;
 export type WeightArray = FloatArray | Int8Array;
 
 export interface LoadOptions {
-  /** "auto" (default) takes simd128 where the engine has it, else scalar. */
+  /** "auto" (default) takes the first that the engine has of relaxed, simd128 and scalar. */
   tier?: Tier;
   /** URL of the module, its bytes, or the compiled module. Default: dist/sparsekern-<tier>.wasm. */
   wasm?: string | URL | BufferSource | WebAssembly.Module;
@@ -18,6 +18,9 @@ export interface LoadOptions {
 
 /** Whether this engine runs the simd128 module. */
 export function hasSimd(): boolean;
+
+/** Whether this engine runs the relaxed module: simd128 with multiply-adds that it may fuse. */
+export function hasRelaxedSimd(): boolean;
 
 /** Loads the module. Errors: TypeError for an unknown tier, Error where it cannot be had. */
 export function load(options?: LoadOptions): Promise<Sparsekern>;

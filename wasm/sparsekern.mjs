@@ -11,10 +11,24 @@ const LIMIT = 2 ** 31;
 // (module (func (result v128) i32.const 0 i8x16.splat)): valid where simd128 is.
 const SIMD_PROBE = Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11);
 
+// The same of f32x4.relaxed_madd of three of them.
+const RELAXED_PROBE = Uint8Array.of(
+  0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 19, 1, 17, 0,
+  65, 0, 253, 15, 65, 0, 253, 15, 65, 0, 253, 15, 253, 133, 2, 11,
+);
+
 /** Whether this engine runs the simd128 module. */
 export function hasSimd() {
   return WebAssembly.validate(SIMD_PROBE);
 }
+
+/** Whether this engine runs the relaxed module. */
+export function hasRelaxedSimd() {
+  return WebAssembly.validate(RELAXED_PROBE);
+}
+
+// Best first.
+const TIERS = { relaxed: hasRelaxedSimd, simd128: hasSimd, scalar: () => true };
 
 function show(value) {
   if (ArrayBuffer.isView(value)) return `${value.constructor.name}(${value.length})`;
@@ -86,14 +100,14 @@ function hostFunctions(module, memory) {
   return imports;
 }
 
-/** Loads the module: options.tier "auto", "simd128" or "scalar"; options.wasm a URL, bytes or a Module. */
+/** Loads the module: options.tier "auto", "relaxed", "simd128" or "scalar"; options.wasm a URL, bytes or a Module. */
 export async function load(options = {}) {
   const tier = options.tier ?? "auto";
-  checkChoice("sparsekern.load", "tier", tier, ["auto", "simd128", "scalar"]);
-  if (tier === "simd128" && !hasSimd()) {
-    throw new Error("sparsekern.load: tier must be one that this engine runs, got simd128");
+  checkChoice("sparsekern.load", "tier", tier, ["auto", ...Object.keys(TIERS)]);
+  if (tier !== "auto" && !TIERS[tier]()) {
+    throw new Error(`sparsekern.load: tier must be one that this engine runs, got ${tier}`);
   }
-  const file = tier === "scalar" || !hasSimd() ? "scalar" : "simd128";
+  const file = tier === "auto" ? Object.keys(TIERS).find((name) => TIERS[name]()) : tier;
   const module = await fetchModule(options.wasm ?? `./dist/sparsekern-${file}.wasm`);
   let exports = null;
   const instance = await WebAssembly.instantiate(module, hostFunctions(module, () => exports.memory));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// node bench/wasm/bench.mjs [--tier simd128|scalar] [--sparsities 0.8,0.9] [--patterns 2:4,2:8] [--repeats 30]
+// node bench/wasm/bench.mjs [--tier relaxed|simd128|scalar] [--sparsities 0.8,0.9] [--patterns 2:4,2:8] [--repeats 30]
 // One JSON line for each sparsity and pattern on standard output; an empty list leaves a part out. First: wasm/build.sh, and `npm install` in wasm/.
 import { execFileSync } from "node:child_process";
 import { cpus } from "node:os";

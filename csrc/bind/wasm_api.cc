@@ -27,12 +27,15 @@ using namespace sparsekern::wasm;
 SPARSEKERN_EXPORT(sk_version) const char* sk_version() { return sparsekern::Version(); }
 SPARSEKERN_EXPORT(sk_error) const char* sk_error() { return LastError().c_str(); }
 
-// The sets of instructions that the module was built with, e.g. "scalar simd128".
+// The sets of instructions that the module was built with, e.g. "scalar simd128 relaxed".
 SPARSEKERN_EXPORT(sk_isa) const char* sk_isa() {
   std::string names;
   for (const std::string& name : sparsekern::IsaNames(sparsekern::DetectedIsa())) {
     names += names.empty() ? name : " " + name;
   }
+#if defined(SPARSEKERN_WASM_RELAXED)
+  names += " relaxed";  // no kernels of its own: those of simd128, compiled for it
+#endif
   return Keep(names);
 }
 

@@ -5,7 +5,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
@@ -214,6 +216,103 @@ TEST_P(BitmapLinearTest, KeptZeroTimesInfinity) {
   }
 }
 
+// A dense product as BitmapLinearDense wants it, and what it was asked for.
+struct DenseProduct {
+  const Elements& x;
+  int64_t x_rows, cols;
+  std::vector<uint16_t> product = {};
+  std::vector<int64_t> blocks = {};
+
+  Status operator()(const BitmapDenseRows& block, const void** out) {
+    blocks.push_back(block.rows);
+    const auto* weights = static_cast<const uint16_t*>(block.weights);
+    product.clear();
+    for (int64_t m = 0; m < x_rows; ++m) {
+      for (int64_t n = 0; n < block.rows; ++n) {
+        float sum = 0.0f;
+        for (int64_t k = 0; k < cols; ++k) {
+          sum += static_cast<float>(x[static_cast<size_t>(m * cols + k)]) *
+                 F32FromBF16(weights[n * block.stride + k]);
+        }
+        product.push_back(BF16FromF32(sum));
+      }
+    }
+    *out = product.data();
+    return Status::Ok();
+  }
+};
+
+LinearArgs DenseArgs(const Case& d, const Elements& x, Elements* y) {
+  LinearArgs args;
+  args.x = x.data();
+  args.y = y->data();
+  args.dtype = DType::kBF16;
+  args.x_rows = static_cast<int64_t>(x.size()) / d.cols;
+  args.x_stride = d.cols;
+  args.y_stride = d.rows;
+  return args;
+}
+
+// Bit for bit what the same product makes of the dense matrix, block by block; the widest matrix
+// takes two blocks, the last of which ends within a panel.
+TEST_P(BitmapLinearTest, ByADenseProduct) {
+  const ForcedIsa forced(GetParam());
+  constexpr int64_t shapes[][2] = {{1, 1}, {37, 150}, {16, 64}, {70, 20000}};
+  for (const auto& shape : shapes) {
+    for (const double density : {0.0, 0.5, 1.0}) {
+      if (shape[1] == 20000 && density != 0.5) continue;  // it takes long enough once
+      const BitmapCase c = MakeBitmapCase(shape[0], shape[1], density, DType::kBF16);
+      const Case& d = c.dense;
+      const Elements x = RandomElements(DType::kBF16, 2 * d.cols, 7);
+      Elements y = RandomElements(DType::kBF16, 2 * d.rows, 8);
+      LinearArgs args = DenseArgs(d, x, &y);
+      const std::vector<float> bias = RandomFloats(d.rows, 9);
+      args.epilogue = {bias.data(), Activation::kRelu};
+      DenseProduct multiply{x, 2, d.cols};
+      const Status status = BitmapLinearDense(c.Matrix(), args, std::ref(multiply), Serial());
+      ASSERT_TRUE(status.ok()) << status.message();
+      EXPECT_EQ(multiply.blocks.size(), d.cols == 20000 ? 2u : 1u);
+      Elements dense = d.dense;
+      for (size_t i = 0; i < dense.size(); ++i) {
+        if (d.mask[i] == 0) dense.Set(i, 0.0f);
+      }
+      DenseProduct whole{x, 2, d.cols};
+      const void* product = nullptr;
+      ASSERT_TRUE(whole({dense.data(), d.rows, d.cols}, &product).ok());
+      for (size_t i = 0; i < y.size(); ++i) {
+        const float sum = F32FromBF16(whole.product[i]) + bias[i % static_cast<size_t>(d.rows)];
+        const float want = F32FromBF16(BF16FromF32(std::max(sum, 0.0f)));
+        ASSERT_EQ(y[i], static_cast<double>(want)) << d.rows << "x" << d.cols << " at " << i;
+      }
+    }
+  }
+}
+
+TEST_P(BitmapLinearTest, ByADenseProductOnlyWhereXIsFinite) {
+  const ForcedIsa forced(GetParam());
+  BitmapCase c = MakeBitmapCase(20, 70, 0.5, DType::kBF16);
+  for (const float value : {std::numeric_limits<float>::infinity(), std::nanf("")}) {
+    Elements x = RandomElements(DType::kBF16, 33 * 70, 7);
+    x.Set(x.size() - 1, value);
+    Elements y = Zeros(DType::kBF16, 33 * 20), want = y;
+    DenseProduct multiply{x, 33, 70};
+    ASSERT_TRUE(
+        BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y), std::ref(multiply), Serial())
+            .ok());
+    EXPECT_TRUE(multiply.blocks.empty());
+    ASSERT_TRUE(BitmapLinear(c.Matrix(), DenseArgs(c.dense, x, &want), Serial()).ok());
+    EXPECT_EQ(y.bytes, want.bytes);
+  }
+  // What the product says is passed on; other types are refused.
+  const Elements x = RandomElements(DType::kBF16, 70, 7);
+  Elements y = Zeros(DType::kBF16, 20);
+  const auto fails = [](const BitmapDenseRows&, const void**) { return Status::OutOfMemory("m"); };
+  LinearArgs args = DenseArgs(c.dense, x, &y);
+  EXPECT_EQ(BitmapLinearDense(c.Matrix(), args, fails, Serial()).code(), StatusCode::kOutOfMemory);
+  args.dtype = DType::kF16;
+  EXPECT_EQ(BitmapLinearDense(c.Matrix(), args, fails, Serial()).code(), StatusCode::kInvalidType);
+}
+
 // Bits that nobody validated give wrong numbers and never a wild access (AddressSanitizer).
 TEST_P(BitmapLinearTest, AnyBitsAreSafe) {
   const ForcedIsa forced(GetParam());
@@ -236,6 +335,13 @@ TEST_P(BitmapLinearTest, AnyBitsAreSafe) {
         args.y_stride = 40;
         EXPECT_TRUE(BitmapLinear(c.Matrix(), args, Serial()).ok());
       }
+      if (dtype != DType::kBF16) continue;
+      const Elements x = RandomElements(DType::kBF16, 150, 1);
+      Elements y = Zeros(DType::kBF16, 40);
+      DenseProduct multiply{x, 1, 150};
+      EXPECT_TRUE(
+          BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y), std::ref(multiply), Serial())
+              .ok());
     }
   }
 }
@@ -320,6 +426,25 @@ TEST(BitmapSelectionTest, ByTheBitOfTheSet) {
     EXPECT_EQ(BitmapLinearKernelName(w, 1000, kScalar | isa.isa),
               "bitmap_linear_bf16_batch" + ending);
   }
+}
+
+TEST(BitmapSelectionTest, DenseProductsWithAmxOnly) {
+  const auto prefers = [](DType values, DType x, int64_t x_rows, IsaMask mask) {
+    BitmapMatrix w;
+    w.dtype = values;
+    LinearArgs args;
+    args.dtype = x;
+    args.x_rows = x_rows;
+    return BitmapPrefersDense(w, args, mask);
+  };
+  IsaMask amx = 0, bf16 = 0;
+  ASSERT_TRUE(IsaFromNameUnchecked("amxbf16", &amx).ok());
+  ASSERT_TRUE(IsaFromNameUnchecked("avx512bf16", &bf16).ok());
+  EXPECT_TRUE(prefers(DType::kBF16, DType::kBF16, 32, amx));
+  EXPECT_FALSE(prefers(DType::kBF16, DType::kBF16, 31, amx));
+  EXPECT_FALSE(prefers(DType::kBF16, DType::kF32, 32, amx));
+  EXPECT_FALSE(prefers(DType::kF16, DType::kBF16, 32, amx));
+  EXPECT_FALSE(prefers(DType::kBF16, DType::kBF16, 1000, bf16));
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, BitmapLinearTest, ::testing::ValuesIn(BitmapIsas(true)), IsaName);

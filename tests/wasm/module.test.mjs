@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// node --test, with FIXTURE=<folder of fixture.py>: results of both tiers go there, for `fixture.py check`.
+// node --experimental-wasm-relaxed-simd --test, with FIXTURE=<folder of fixture.py>: results of all tiers go there, for
+// `fixture.py check`. Node 20 has the flag, later ones the instructions.
 import assert from "node:assert/strict";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
 import { crc32 } from "node:zlib";
-import { hasSimd, load } from "../../wasm/sparsekern.mjs";
+import { hasRelaxedSimd, hasSimd, load } from "../../wasm/sparsekern.mjs";
 
 const folder = process.env.FIXTURE;
 assert.ok(folder, "FIXTURE must name the folder that fixture.py wrote");
@@ -64,7 +65,7 @@ function roundGroups(x, cols, group) {
 }
 const SHAPES = [[1, 1], [37, 53], [16, 64], [5, 130], [130, 17], [33, 257]];
 
-for (const tier of ["simd128", "scalar"]) {
+for (const tier of ["relaxed", "simd128", "scalar"]) {
   describe(tier, () => {
     let sk;
     before(async () => {
@@ -72,7 +73,7 @@ for (const tier of ["simd128", "scalar"]) {
     });
 
     test("runs the kernels of its tier", () => {
-      assert.deepEqual(sk.isa, tier === "scalar" ? ["scalar"] : ["scalar", "simd128"]);
+      assert.deepEqual(sk.isa, { scalar: ["scalar"], simd128: ["scalar", "simd128"], relaxed: ["scalar", "simd128", "relaxed"] }[tier]);
       const matrix = sk.matrix(sk.pack(Float32Array.of(1, 0, 0, 2), 2, 2));
       assert.ok(matrix.linearKernel(1).endsWith(tier === "scalar" ? "decode__scalar" : "decode__wasm_simd128"));
       assert.ok(matrix.conv2dKernel().startsWith("csr_conv2d_r1_f32_batch__"));
@@ -430,9 +431,9 @@ for (const tier of ["simd128", "scalar"]) {
 }
 
 test("load", async () => {
-  assert.ok(hasSimd());
-  assert.deepEqual((await load()).isa, ["scalar", "simd128"]);
-  await assert.rejects(load({ tier: "avx2" }), /sparsekern.load: tier must be one of auto, simd128, scalar, got "avx2"/);
+  assert.ok(hasSimd() && hasRelaxedSimd());
+  assert.deepEqual((await load()).isa, ["scalar", "simd128", "relaxed"]);
+  await assert.rejects(load({ tier: "avx2" }), /sparsekern.load: tier must be one of auto, relaxed, simd128, scalar, got "avx2"/);
   const bytes = await readFile(new URL("../../wasm/dist/sparsekern-scalar.wasm", import.meta.url));
   assert.match((await load({ wasm: bytes })).version, /^\d+\.\d+\.\d+$/);
   await assert.rejects(load({ wasm: bytes.subarray(0, 100) }), WebAssembly.CompileError);

@@ -34,7 +34,7 @@ test("the page measures sparse against dense in Chromium", { timeout: 300_000 },
   try {
     const { error, isa, rows, shown } = JSON.parse(await reported);
     assert.equal(error, undefined);
-    assert.deepEqual(isa, ["scalar", "simd128"]);
+    assert.deepEqual(isa, ["scalar", "simd128", "relaxed"]);
     assert.deepEqual(rows.map((row) => row.sparsity), [0.8, 0.9]);
     for (const row of rows) {
       assert.equal(row.kernel, "csr_conv2d_r1_f32_batch__wasm_simd128");

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The vector type of WebAssembly simd128.
 //
-// simd128 has no fused multiply-add, so a vector takes three instructions (load, mul, add); engines
-// keep values in the sixteen registers of x86 at most, one of them for themselves.
+// simd128 has no fused multiply-add, so a vector takes three instructions (load, mul, add), two
+// with relaxed SIMD, where the engine may fuse or not; engines keep values in the sixteen registers
+// of x86 at most, one of them for themselves.
 #pragma once
 
 #include <wasm_simd128.h>
@@ -26,7 +27,11 @@ struct Simd128 {
   static Reg Add(Reg a, Reg b) { return wasm_f32x4_add(a, b); }
   static Reg Mul(Reg a, Reg b) { return wasm_f32x4_mul(a, b); }
   static Reg Div(Reg a, Reg b) { return wasm_f32x4_div(a, b); }
+#if defined(__wasm_relaxed_simd__)
+  static Reg Fma(Reg a, Reg b, Reg c) { return wasm_f32x4_relaxed_madd(a, b, c); }
+#else
   static Reg Fma(Reg a, Reg b, Reg c) { return wasm_f32x4_add(wasm_f32x4_mul(a, b), c); }
+#endif
   // pmax(x, y) is x < y ? y : x and pmin(x, y) is y < x ? y : x: a NaN in x survives. They are one
   // instruction on x86, where f32x4.max is six.
   static Reg Max(Reg a, Reg b) { return wasm_f32x4_pmax(b, a); }

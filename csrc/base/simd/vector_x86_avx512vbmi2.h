@@ -21,12 +21,8 @@ struct Avx512Vbmi2 : Avx512Ordered {
       WidenBytes(_mm512_maskz_expand_epi8(word, Bytes(p)), out);
       return;
     }
-    const auto low = static_cast<uint32_t>(word);
-    auto high = static_cast<uint32_t>(word >> 32);
-    asm("" : "+r"(high));  // a shift of mask registers would take port 5, and four cycles
-    const __m512i half[2] = {
-        _mm512_maskz_expand_epi16(low, Bytes(p)),
-        _mm512_maskz_expand_epi16(high, Bytes(p + 2 * __builtin_popcount(low)))};
+    __m512i half[2];
+    ExpandWord(p, word, half);
     for (int i = 0; i < 2; ++i) {
       if constexpr (D == DType::kBF16) {
         WidenBF16(half[i], out + 2 * i);
@@ -43,8 +39,23 @@ struct Avx512Vbmi2 : Avx512Ordered {
       }
     }
   }
+  // The 16-bit values from p on under the bits of `word`, in the order of the columns. Reads as
+  // SpreadWord does.
+  static void StoreWord(const uint8_t* p, uint64_t word, uint16_t* out) {
+    __m512i half[2];
+    ExpandWord(p, word, half);
+    _mm512_storeu_si512(out, half[0]);
+    _mm512_storeu_si512(out + 2 * kLanes, half[1]);
+  }
 
  private:
+  static void ExpandWord(const uint8_t* p, uint64_t word, __m512i (&half)[2]) {
+    const auto low = static_cast<uint32_t>(word);
+    auto high = static_cast<uint32_t>(word >> 32);
+    asm("" : "+r"(high));  // a shift of mask registers would take port 5, and four cycles
+    half[0] = _mm512_maskz_expand_epi16(low, Bytes(p));
+    half[1] = _mm512_maskz_expand_epi16(high, Bytes(p + 2 * __builtin_popcount(low)));
+  }
   // In a register: what an expansion reads of memory by itself depends on its mask, which
   // processors may take time over, and which Bochs 2.7 gets wrong.
   static __m512i Bytes(const uint8_t* p) {

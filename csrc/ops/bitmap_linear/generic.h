@@ -384,6 +384,33 @@ static void BitmapBatch(const uint8_t* slice, DType dtype, ExpandFn expand, Bitm
   }
 }
 
+// Dense rows: a word at a time where the processor expands 16-bit values, else value by value.
+template <typename V>
+static void BitmapExpand(const BitmapPanel& panel, uint16_t* out, int64_t stride) {
+  SliceValues<V, DType::kBF16> values(panel.values);
+  const uint8_t* bitmap = panel.bitmap;
+  for (int64_t w = 0; w < panel.words; ++w) {
+    uint64_t copy[kBitmapLanes];
+    const uint64_t* words = WordsOf(bitmap, copy);
+    const uint8_t* p = values.Begin(words);
+    for (int r = 0; r < kBitmapLanes; ++r) {
+      PrefetchRow<DType::kBF16>(p);
+      uint16_t* to = out + r * stride + w * kBitmapWord;
+      if constexpr (requires { V::StoreWord(p, words[r], to); }) {
+        V::StoreWord(p, words[r], to);
+        p += sizeof(uint16_t) * static_cast<size_t>(__builtin_popcountll(words[r]));
+      } else {
+        std::memset(to, 0, sizeof(uint16_t) * kBitmapWord);
+        for (uint64_t bits = words[r]; bits != 0; bits &= bits - 1, p += sizeof(uint16_t)) {
+          std::memcpy(to + __builtin_ctzll(bits), p, sizeof(uint16_t));
+        }
+      }
+    }
+    values.End(p);
+    bitmap += kBitmapLanes * sizeof(uint64_t);
+  }
+}
+
 template <typename V>
 static constexpr BitmapKernels MakeBitmapKernels(const TileKernels& tiles, int max_decode_rows) {
   return BitmapKernels{tiles,
@@ -395,6 +422,7 @@ static constexpr BitmapKernels MakeBitmapKernels(const TileKernels& tiles, int m
                        {BitmapBatch<V, V::kBatchVectors[0]>, BitmapBatch<V, V::kBatchVectors[1]>,
                         BitmapBatch<V, V::kBatchVectors[2]>, BitmapBatch<V, V::kBatchVectors[3]>,
                         BitmapBatch<V, V::kBatchVectors[4]>},
+                       BitmapExpand<V>,
                        {}};
 }
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "base/simd/tile_kernels.h"
-#include "sparsekern/bitmap.h"
+#include "sparsekern/bitmap_linear.h"
 
 namespace sparsekern {
 
@@ -23,6 +23,16 @@ struct BitmapPanel {
   int64_t words;
 };
 
+inline BitmapPanel PanelAt(const BitmapMatrix& w, int64_t panel) {
+  const BitmapStructure& s = w.structure;
+  const int64_t first = s.panel_ptr(panel);
+  return BitmapPanel{
+      {static_cast<const uint8_t*>(w.values) + static_cast<size_t>(first) * SizeOf(w.dtype),
+       s.kept - first},
+      s.slice(panel, 0),
+      s.words};
+}
+
 // Decode: few rows of x, memory-bound. y[x_rows][16] = products of one panel, raw, rows y_stride
 // apart. x: rows of x_stride floats (fp32), whole words readable.
 using BitmapDecodeFn = void (*)(const BitmapPanel& panel, const float* x, int64_t x_stride,
@@ -31,6 +41,10 @@ using BitmapDecodeFn = void (*)(const BitmapPanel& panel, const float* x, int64_
 // `first`. x: fp32, [64][width]. expand: of the values' dtype. `values` moves behind the slice's.
 using BitmapBatchFn = void (*)(const uint8_t* slice, DType dtype, ExpandFn expand,
                                BitmapValues* values, const float* x, float* y, bool first);
+
+// out: 16-bit [16][stride] = the rows of a panel of 16-bit values, whole words, 0 where nothing is
+// kept.
+using BitmapExpandFn = void (*)(const BitmapPanel& panel, uint16_t* out, int64_t stride);
 
 static constexpr int kBitmapMaxDecodeRows = 16;
 
@@ -52,6 +66,7 @@ struct BitmapKernels {
   BitmapDecodeFn decode[4];           // [DType], one row of x
   BitmapDecodeFn few[4];              // [DType], more
   BitmapBatchFn batch[kBatchWidths];  // of tiles.widths
+  BitmapExpandFn expand;
   BitmapArranged arranged;
 };
 

@@ -18,16 +18,6 @@ constexpr int kGroupRows = kGroupPanels * kBitmapLanes;
 
 constexpr char kOp[] = "bitmap_linear";
 
-BitmapPanel PanelAt(const BitmapMatrix& w, int64_t panel) {
-  const BitmapStructure& s = w.structure;
-  const int64_t first = s.panel_ptr(panel);
-  return BitmapPanel{
-      {static_cast<const uint8_t*>(w.values) + static_cast<size_t>(first) * SizeOf(w.dtype),
-       s.kept - first},
-      s.slice(panel, 0),
-      s.words};
-}
-
 int64_t PaddedCols(const BitmapStructure& s) { return s.words * kBitmapWord; }
 
 // The panel where a part of about equal work begins: bytes of bits and of values.
