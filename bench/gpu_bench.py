@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import traceback
@@ -26,6 +27,7 @@ DECODE_SHAPE = (8192, 28672)
 DECODE_ROWS = (1, 4, 16)
 ROUNDS = 15
 DTYPE = torch.bfloat16
+WITHOUT_WGMMA = "sparsekern mma.sp"  # on a Hopper: the kernel that other devices take
 
 Call = Callable[[], torch.Tensor]
 
@@ -217,7 +219,7 @@ def check(name: str, got: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> flo
     return error
 
 
-def candidates(w: torch.Tensor, kind: Any) -> dict[str, Callable[[], tuple[Any, int]]]:
+def candidates(w: torch.Tensor, kind: Any, x_rows: int) -> dict[str, Callable[[], tuple[Any, int]]]:
     """Name -> what makes a weight, and the bytes that one product reads of it."""
 
     def ours() -> tuple[Any, int]:
@@ -241,6 +243,9 @@ def candidates(w: torch.Tensor, kind: Any) -> dict[str, Callable[[], tuple[Any, 
         return weight, weight.nbytes
 
     found = {"sparsekern": ours, "torch dense": dense}
+    hopper = torch.cuda.get_device_capability() == (9, 0)
+    if kind.label == "2:4" and hopper and x_rows > 64:
+        found[WITHOUT_WGMMA] = ours
     if isinstance(kind, GQS):
         found["torch _weight_int4pack_mm"] = int4
     if kind.label == "2:4":
@@ -254,10 +259,16 @@ def copy_of(weight: Any) -> Any:
     return weight.clone()
 
 
-def product(weight: Any, x: torch.Tensor, rows: int, kind: Any) -> Call:
+def product(weight: Any, x: torch.Tensor, rows: int, kind: Any, name: str) -> Call:
     if isinstance(weight, tuple):
         operator = getattr(torch.ops.sparsekern, kind.operator)
-        return lambda: operator(x, *weight, None, rows)
+
+        def call() -> torch.Tensor:
+            os.environ["SPARSEKERN_CUDA_WGMMA"] = str(int(name != WITHOUT_WGMMA))
+            result: torch.Tensor = operator(x, *weight, None, rows)
+            return result
+
+        return call
     if isinstance(weight, Int4):
         return lambda: weight.product(x)
     return lambda: functional.linear(x, weight)
@@ -274,17 +285,17 @@ def case(result: dict[str, Any], shape: tuple[int, int], x_rows: int, kind: Any)
     result["cases"].append(entry)
     bandwidth = result.get("copy", {}).get("bytes_per_s")
     peak = max((p["flop_per_s"] for p in result.get("dense_peak", {}).values()), default=None)
-    for name, make in candidates(w, kind).items():
+    for name, make in candidates(w, kind, x_rows).items():
         label = f"{kind.label} {rows}x{cols}, {x_rows} rows of x, {name}"
         try:
             weight, weight_bytes = make()
-            call = product(weight, x, rows, kind)
+            call = product(weight, x, rows, kind, name)
             error = check(label, call(), x, getattr(weight, "dense", w))
             try:
                 weights = [weight, *(copy_of(weight) for _ in range(copies_for(weight_bytes) - 1))]
             except (NotImplementedError, RuntimeError):  # a weight that cannot be cloned
                 weights = [make()[0] for _ in range(copies_for(weight_bytes))]
-            time = seconds([product(each, x, rows, kind) for each in weights])
+            time = seconds([product(each, x, rows, kind, name) for each in weights])
             figures: dict[str, Any] = {**time, "error": error, "weight_bytes": weight_bytes}
             moved = weight_bytes + x.nbytes + x_rows * rows * x.element_size()
             if x_rows <= 16 and bandwidth is not None:
@@ -299,7 +310,7 @@ def case(result: dict[str, Any], shape: tuple[int, int], x_rows: int, kind: Any)
             text = f"{label}: {type(error).__name__}: {error}"
             # Not every build of torch has cuSPARSELt: recorded, not a failure of this library.
             entry["candidates"][name] = {"failed": text}
-            if name == "sparsekern":
+            if name in ("sparsekern", WITHOUT_WGMMA):
                 result["failures"].append(text)
                 traceback.print_exc()
             print(text, flush=True)

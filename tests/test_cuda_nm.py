@@ -36,6 +36,13 @@ def check(packed: Packed, x: torch.Tensor, bias=None, activation: str = "none") 
     check_product(y.cpu(), packed, x, bias, activation, c=2.0)
 
 
+@pytest.fixture(params=["1", "0"], ids=["wgmma", "mma"])
+def sparse_kernel(request, monkeypatch):
+    """Both kernels of 2:4 where the GPU is a Hopper; elsewhere the same one twice."""
+    monkeypatch.setenv("SPARSEKERN_CUDA_WGMMA", request.param)
+    return request.param
+
+
 def test_words_are_the_metadata_of_sparse_tensor_cores():
     """The lanes' metadata, as csrc/ops/nm_linear/cuda_index.h composes it, is CUTLASS's.
 
@@ -77,7 +84,7 @@ def test_patterns_and_dtypes(n, m, x_dtype):
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("n", "m"), [(1, 2), (2, 4), (2, 8)])
-def test_ragged_shapes_of_tiles(n, m, dtype):
+def test_ragged_shapes_of_tiles(n, m, dtype, sparse_kernel):
     for rows, cols in ((1, 64), (15, 63), (128, 64), (129, 65), (300, 40), (257, 1000), (512, 513)):
         packed = pack_nm(NmSpec(rows, cols, n, m, dtype, seed=rows))
         for x_rows in (1, 9, 17, 63, 64, 65, 129, 300):
@@ -86,10 +93,37 @@ def test_ragged_shapes_of_tiles(n, m, dtype):
 
 @needs_cuda
 @pytest.mark.cuda
+@pytest.mark.parametrize("cols", [264, 840])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_large_tiles(dtype):
-    packed = pack_nm(NmSpec(4100, 264, 2, 4, dtype, seed=2))
-    check(packed, activations((2060, 264), dtype, 1), activations((4100,)), "relu")
+def test_large_tiles(dtype, cols, sparse_kernel):
+    packed = pack_nm(NmSpec(4100, cols, 2, 4, dtype, seed=2))
+    check(packed, activations((2060, cols), dtype, 1), activations((4100,)), "relu")
+
+
+@needs_cuda
+@pytest.mark.cuda
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0),
+    reason="the GPU is no Hopper",
+)
+def test_hopper_takes_its_own_kernel(sparse_kernel):
+    packed = pack_nm(NmSpec(256, 512, 2, 4, "bfloat16"))
+    x = activations((65, 512), "bfloat16").cuda()
+    run(packed, x)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run(packed, x)
+        torch.cuda.synchronize()
+    name = {"1": "SparseWgmmaKernel", "0": "SparseMmaKernel"}[sparse_kernel]
+    assert any(name in event.key for event in profile.key_averages())
+
+
+@needs_cuda
+@pytest.mark.cuda
+def test_kernels_that_there_are_not(monkeypatch):
+    monkeypatch.setenv("SPARSEKERN_CUDA_WGMMA", "yes")
+    packed = pack_nm(NmSpec(16, 64, 2, 4, "bfloat16"))
+    with pytest.raises(ValueError, match="SPARSEKERN_CUDA_WGMMA must be 0 or 1, got yes"):
+        run(packed, activations((65, 64), "bfloat16").cuda())
 
 
 @needs_cuda
@@ -115,11 +149,11 @@ def test_wide_matrices_are_split():
 @pytest.mark.cuda
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("x_dtype", X_DTYPES)
-def test_bias_and_activation(activation, x_dtype):
+def test_bias_and_activation(activation, x_dtype, sparse_kernel):
     for dtype in ("int8", x_dtype):
         packed = pack_nm(NmSpec(77, 140, 2, 4, dtype, seed=6))
         bias = activations((77,), seed=1)
-        for x_rows in (1, 5, 40):
+        for x_rows in (1, 5, 40, 70):
             x = activations((x_rows, 140), x_dtype, x_rows) * 2
             check(packed, x, bias, activation)
             check(packed, x, bias.to(x.dtype), activation)
@@ -141,11 +175,11 @@ def test_shapes_and_strides_of_x():
 
 @needs_cuda
 @pytest.mark.cuda
-def test_parts_that_begin_anywhere():
+def test_parts_that_begin_anywhere(sparse_kernel):
     packed = pack_nm(NmSpec(64, 128, 2, 4, "bfloat16"))
     values, structure, _ = on_cuda(packed)
     moved = [torch.cat([t.new_zeros(3), t])[3:] for t in (values, structure)]
-    for x_rows in (1, 40):
+    for x_rows in (1, 40, 70):
         x = activations((x_rows, 128), "bfloat16").cuda()
         args = (None, None, 64)
         y = torch.ops.sparsekern.nm_linear(x, *moved, *args)
@@ -164,7 +198,7 @@ def test_decode_multiplies_kept_weights_only():
 @needs_cuda
 @pytest.mark.cuda
 @pytest.mark.parametrize("x_rows", [1, 16, 70])
-def test_streams_and_graphs(x_rows):
+def test_streams_and_graphs(x_rows, sparse_kernel):
     packed = pack_nm(NmSpec(200, 256, 2, 4, "bfloat16"))
     parts = on_cuda(packed)
     for call in (
@@ -177,11 +211,11 @@ def test_streams_and_graphs(x_rows):
 
 @needs_cuda
 @pytest.mark.cuda
-def test_a_header_that_contradicts_gives_nan():
+def test_a_header_that_contradicts_gives_nan(sparse_kernel):
     packed = pack_nm(NmSpec(33, 256, 2, 4, "bfloat16"))
     values, structure, _ = on_cuda(packed)
     structure[8] += 1  # rows; the panels stay as many
-    for x_rows in (1, 40):
+    for x_rows in (1, 40, 70):
         x = activations((x_rows, 256), "bfloat16").cuda()
         assert torch.ops.sparsekern.nm_linear(x, values, structure, None, None, 33).isnan().all()
 

@@ -20,7 +20,7 @@ Tensor NmLinearCuda(const Tensor& x, const Tensor& values, const Tensor& structu
   if (rows >= 1 && p.cols >= 1) a.plan = cuda::PlanNmLinear(p, call.Limits());
   if (!a.plan.possible) call.FailSizes("an N:M");
   const bool tiles =
-      a.plan.kernel == cuda::NmKernel::kSparseMma || a.plan.kernel == cuda::NmKernel::kDenseMma;
+      a.plan.kernel != cuda::NmKernel::kDecode && a.plan.kernel != cuda::NmKernel::kFma;
   const bool decode = a.plan.kernel == cuda::NmKernel::kDecode;
   Tensor y = call.Prepare(x, values, structure, tiles ? 8 : 1, decode ? a.plan.parts : 0);
   if (p.x_rows != 0) CheckLaunch(kOp, cuda::NmLinear(a, call.Stream()));

@@ -20,25 +20,35 @@ Tensor Borrow(const void* data, int64_t rows, int64_t cols, int64_t stride) {
                                   ScalarType::BFloat16);
 }
 
-// Through torch, whose products use AMX. Into a tensor: autocast leaves that one alone.
-Status ByTorch(const BitmapMatrix& w, const LinearArgs& args) {
-  const Tensor x = Borrow(args.x, args.x_rows, w.structure.cols, args.x_stride);
+// x, and torch's product of it and the last block.
+struct TorchProduct {
+  Tensor x;
   std::optional<Tensor> out;
-  const auto multiply = [&](const BitmapDenseRows& block, const void** product) {
-    const Tensor weights = Borrow(block.weights, block.rows, w.structure.cols, block.stride);
-    out = Empty({args.x_rows, block.rows}, DType::kBF16);
+
+  Status operator()(const BitmapDenseRows& block, const void** product) {
+    const Tensor weights = Borrow(block.weights, block.rows, x.size(1), block.stride);
+    out = Empty({x.size(0), block.rows}, DType::kBF16);
     std::array<StableIValue, 3> stack{
         torch::stable::detail::from(x),
         torch::stable::detail::from(torch::stable::transpose(weights, 0, 1)),
         torch::stable::detail::from(*out)};
+    // Into a tensor: autocast leaves that one alone.
     STABLE_TORCH_ERROR_CODE_CHECK(
         torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
     // What it answers is `out` once more.
     static_cast<void>(torch::stable::detail::to<Tensor>(stack[0]));
     *product = out->const_data_ptr();
     return Status::Ok();
+  }
+};
+
+// Through torch, whose products use AMX.
+Status ByTorch(const BitmapMatrix& w, const LinearArgs& args) {
+  TorchProduct product{Borrow(args.x, args.x_rows, w.structure.cols, args.x_stride), {}};
+  const auto run = [](void* state, const BitmapDenseRows& block, const void** result) {
+    return (*static_cast<TorchProduct*>(state))(block, result);
   };
-  return BitmapLinearDense(w, args, multiply, TorchParallelFor());
+  return BitmapLinearDense(w, args, {run, &product}, TorchParallelFor());
 }
 
 bool PrefersTorch(const BitmapMatrix& w, const LinearArgs& args) {

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
@@ -240,6 +239,12 @@ struct DenseProduct {
     *out = product.data();
     return Status::Ok();
   }
+  BitmapDenseProduct Callback() {
+    const auto run = [](void* state, const BitmapDenseRows& block, const void** out) {
+      return (*static_cast<DenseProduct*>(state))(block, out);
+    };
+    return {run, this};
+  }
 };
 
 LinearArgs DenseArgs(const Case& d, const Elements& x, Elements* y) {
@@ -269,7 +274,7 @@ TEST_P(BitmapLinearTest, ByADenseProduct) {
       const std::vector<float> bias = RandomFloats(d.rows, 9);
       args.epilogue = {bias.data(), Activation::kRelu};
       DenseProduct multiply{x, 2, d.cols};
-      const Status status = BitmapLinearDense(c.Matrix(), args, std::ref(multiply), Serial());
+      const Status status = BitmapLinearDense(c.Matrix(), args, multiply.Callback(), Serial());
       ASSERT_TRUE(status.ok()) << status.message();
       EXPECT_EQ(multiply.blocks.size(), d.cols == 20000 ? 2u : 1u);
       Elements dense = d.dense;
@@ -297,7 +302,7 @@ TEST_P(BitmapLinearTest, ByADenseProductOnlyWhereXIsFinite) {
     Elements y = Zeros(DType::kBF16, 33 * 20), want = y;
     DenseProduct multiply{x, 33, 70};
     ASSERT_TRUE(
-        BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y), std::ref(multiply), Serial())
+        BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y), multiply.Callback(), Serial())
             .ok());
     EXPECT_TRUE(multiply.blocks.empty());
     ASSERT_TRUE(BitmapLinear(c.Matrix(), DenseArgs(c.dense, x, &want), Serial()).ok());
@@ -306,7 +311,9 @@ TEST_P(BitmapLinearTest, ByADenseProductOnlyWhereXIsFinite) {
   // What the product says is passed on; other types are refused.
   const Elements x = RandomElements(DType::kBF16, 70, 7);
   Elements y = Zeros(DType::kBF16, 20);
-  const auto fails = [](const BitmapDenseRows&, const void**) { return Status::OutOfMemory("m"); };
+  const BitmapDenseProduct fails{
+      [](void*, const BitmapDenseRows&, const void**) { return Status::OutOfMemory("m"); },
+      nullptr};
   LinearArgs args = DenseArgs(c.dense, x, &y);
   EXPECT_EQ(BitmapLinearDense(c.Matrix(), args, fails, Serial()).code(), StatusCode::kOutOfMemory);
   args.dtype = DType::kF16;
@@ -340,7 +347,7 @@ TEST_P(BitmapLinearTest, AnyBitsAreSafe) {
       Elements y = Zeros(DType::kBF16, 40);
       DenseProduct multiply{x, 1, 150};
       EXPECT_TRUE(
-          BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y), std::ref(multiply), Serial())
+          BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y), multiply.Callback(), Serial())
               .ok());
     }
   }

@@ -10,10 +10,7 @@
 #include <vector>
 
 #include "csr_case.h"
-#include "cuda_fragments.h"
-#include "ops/nm_linear/cuda_index.h"
-#include "ops/nm_linear/cuda_plan.h"
-#include "sparsekern/nm.h"
+#include "cuda_nm_case.h"
 
 namespace sparsekern::cuda {
 namespace {
@@ -22,55 +19,8 @@ using testing::Elements;
 using testing::Random;
 using testing::Zeros;
 
-struct Pattern {
-  int n, m;
-};
 constexpr Pattern kPatterns[] = {{1, 2}, {1, 4},  {2, 4},  {3, 4},   {1, 8},  {2, 8},  {4, 8},
                                  {7, 8}, {1, 16}, {3, 16}, {15, 16}, {1, 32}, {5, 32}, {31, 32}};
-
-// A matrix of small integers, dense (row-major, zeros where nothing is kept) and packed.
-struct Packed {
-  int64_t rows, cols;
-  std::vector<float> dense;
-  Elements values;
-  std::vector<uint8_t> structure;
-  NmLayout layout;
-};
-
-Packed Pack(int64_t rows, int64_t cols, Pattern pattern, DType dtype, uint64_t seed = 1) {
-  Packed p;
-  p.rows = rows;
-  p.cols = cols;
-  const auto count = static_cast<size_t>(rows * cols);
-  p.dense.assign(count, 0.0f);
-  Elements elements = Zeros(dtype, rows * cols);
-  std::vector<uint8_t> mask(count, 0);
-  Random random(seed);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t g = 0; g < cols; g += pattern.m) {
-      int left = random.Below(8) == 0 ? random.Below(pattern.n + 1) : pattern.n;
-      for (int64_t k = g; k < std::min(cols, g + pattern.m) && left > 0; ++k) {
-        if (random.Below(static_cast<int>(g + pattern.m - k)) >= left) continue;
-        --left;
-        const auto at = static_cast<size_t>(r * cols + k);
-        mask[at] = 1;
-        p.dense[at] = static_cast<float>(random.Below(8) + 1) * (random.Below(2) == 0 ? -1 : 1);
-        elements.Set(at, p.dense[at]);
-      }
-    }
-  }
-  NmPacker packer;
-  const Status status =
-      packer.Plan(elements.data(), dtype, rows, cols, pattern.n, pattern.m, mask.data());
-  EXPECT_TRUE(status.ok()) << status.message();
-  p.values = Zeros(dtype, packer.value_count());
-  p.structure.assign(packer.structure_bytes(), 0);
-  packer.Fill(p.values.data(), p.structure.data());
-  p.layout = ReadNmLayout(p.structure.data(), static_cast<int64_t>(p.structure.size()),
-                          packer.value_count(), rows, cols);
-  EXPECT_TRUE(p.layout.consistent);
-  return p;
-}
 
 uint32_t WordAt(const Packed& p, int64_t panel, int64_t q, int lane) {
   const int64_t at = kNmHeaderBytes + ((panel * p.layout.words + q) * kNmPanelRows + lane) * 4;
@@ -146,19 +96,6 @@ TEST(CudaNmPlan, InfersThePatternFromSizes) {
   }
 }
 
-LinearProblem ProblemOf(int64_t x_rows, int64_t rows, int64_t cols, Pattern pattern, DType x,
-                        DType values) {
-  const int window = pattern.m <= 4 ? 4 : pattern.m <= 16 ? 16 : 32;
-  const NmLayout s = NmLayoutOf(rows, cols, window, window / pattern.m * pattern.n, 0, 0);
-  return {x_rows,
-          rows,
-          cols,
-          s.panels * s.steps * kNmPanelRows,
-          kNmHeaderBytes + s.panels * s.words * kNmPanelRows * 4,
-          x,
-          values};
-}
-
 TEST(CudaNmPlan, ChoosesByRowsPatternDtypeAndDevice) {
   constexpr DeviceLimits kHopper = {132, 232448}, kAda = {128, 101376};
   const auto kernel = [&](int64_t x_rows, Pattern pattern, DType x, DType values) {
@@ -186,8 +123,8 @@ TEST(CudaNmPlan, ChoosesByRowsPatternDtypeAndDevice) {
   EXPECT_EQ(tile(4096, 4096, kHopper), 256);
   EXPECT_EQ(tile(4096, 4096, kAda), 128);    // the large tile's stages do not fit
   EXPECT_EQ(tile(256, 4096, kHopper), 128);  // too few large tiles for the device
-  EXPECT_LE(SparseSharedBytes(128, 64), 99 * 1024);
-  EXPECT_LE(SparseSharedBytes(256, 128), 163 * 1024);
+  EXPECT_LE(SparseSharedBytes(128, 64, kSparseStages), 99 * 1024);
+  EXPECT_LE(SparseSharedBytes(256, 128, kSparseStages), 163 * 1024);
 }
 
 TEST(CudaNmPlan, DecodeFillsTheDeviceAndBoundsItsParts) {
@@ -322,22 +259,12 @@ TEST(CudaNmTiles, OffsetsAreAPermutationWithoutBankConflicts) {
 // mma.sp::ordered_metadata.m16n8k32 with 16-bit elements, d[lane][4].
 void MmaSparse(float (&d)[32][4], const Warp& a, const Warp& b, const uint32_t (&metadata)[32],
                int selector) {
-  float dense_a[16][32] = {}, dense_b[32][8];
+  float dense_a[16][32], dense_b[32][8];
+  ExpandA(a, metadata, selector, dense_a);
   for (int lane = 0; lane < 32; ++lane) {
-    const int group = lane / 4, thread = lane % 4;
     for (int r = 0; r < 4; ++r) {
       for (int h = 0; h < 2; ++h) {
-        // A: registers 0 and 2 are row `group`, 1 and 3 the row eight below; 2 and 3 the upper half
-        // of the sixteen stored columns.
-        const int row = group + 8 * (r & 1), stored = 2 * thread + h + 8 * (r >> 1);
-        // Two stored columns are a group of four. Its four bits of metadata are in the lane of the
-        // selected pair that has its sixteen columns, rows 8 to 15 in the upper half.
-        const uint32_t word = metadata[4 * (row % 8) + 2 * selector + stored / 8];
-        const uint32_t code = (word >> (16 * (row / 8) + 4 * (stored / 2 % 4))) & 15u;
-        EXPECT_LT(code & 3u, code >> 2) << "ordered metadata";
-        const int column = stored / 2 * 4 + static_cast<int>(h == 0 ? code & 3u : code >> 2);
-        dense_a[row][column] += F32FromBF16(a.r[lane][r].half[h]);
-        dense_b[2 * thread + h + 8 * r][group] = F32FromBF16(b.r[lane][r].half[h]);
+        dense_b[2 * (lane % 4) + h + 8 * r][lane / 4] = F32FromBF16(b.r[lane][r].half[h]);
       }
     }
   }
@@ -357,75 +284,35 @@ using Shape = std::tuple<int64_t, int64_t, int64_t>;  // x_rows, rows, cols
 
 class CudaNmSparse : public ::testing::TestWithParam<std::tuple<Shape, int, int>> {};
 
-// SparseMmaKernel, both tiles.
-TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
-  const auto [shape, m, tile_index] = GetParam();
-  const auto [x_rows, rows, cols] = shape;
-  const TileSize tile = kSparseTiles[tile_index];
-  const Packed p = Pack(rows, cols, {m / 2, m}, DType::kBF16);
-  const NmLayout& s = p.layout;
-  ASSERT_EQ(s.window, 4);
-  ASSERT_EQ(s.steps_per_window, 2);
-  const std::vector<float> x = SmallIntegers(x_rows * cols, 7);
-  std::vector<float> y(static_cast<size_t>(x_rows * rows), -1.0f);
-
-  const int panels = tile.features / kNmPanelRows;
-  const int words_at = panels * kPanelTileBytes, x_at = words_at + panels * 2 * kNmPanelRows * 4;
-  const int64_t feature_tiles = DivideUp(rows, tile.features);
-  const int64_t token_tiles = DivideUp(x_rows, tile.rows_of_x);
+// SparseMmaKernel with one of its tiles.
+template <int Features, int Tokens>
+void CheckSparseMma(const Packed& p, int64_t x_rows) {
+  using Block = Stages<Features, Tokens, Features>;
+  constexpr int kPanels = Features / kNmPanelRows;
+  const std::vector<float> x = SmallIntegers(x_rows * p.cols, 7);
+  std::vector<float> y(static_cast<size_t>(x_rows * p.rows), -1.0f);
+  const int64_t feature_tiles = DivideUp(p.rows, Features), token_tiles = DivideUp(x_rows, Tokens);
   for (int64_t block = 0; block < feature_tiles * token_tiles; ++block) {
     const ResultTile at = TileOfBlock(block, feature_tiles, token_tiles);
-    std::vector<float> result(static_cast<size_t>(tile.features * tile.rows_of_x), 0.0f);
-    for (int64_t k = 0; k < DivideUp(cols, kTileCols); ++k) {
-      std::vector<uint8_t> shared(
-          static_cast<size_t>(SparseStageBytes(tile.features, tile.rows_of_x)), 0xee);
-      for (int c = 0; c < panels * kTileSteps * 2; ++c) {
-        const int panel = c / (kTileSteps * 2), step = c / 2 % kTileSteps, half = c % 2;
-        const int64_t pp = at.feature * panels + panel, j = k * kTileSteps + step;
-        uint8_t* to = shared.data() + ValueOffset(panel, step, half);
-        std::memset(to, 0, 16);
-        if (pp >= s.panels || j >= s.steps) continue;
-        const auto from = static_cast<size_t>(((pp * s.steps + j) * kNmPanelRows + half * 8) * 2);
-        ASSERT_LE(from + 16, p.values.bytes.size());
-        std::memcpy(to, p.values.bytes.data() + from, 16);
-      }
-      for (int c = 0; c < panels * 8; ++c) {
-        const int panel = c / 8, word = c / 4 % 2, first = c % 4 * 4;
-        const int64_t pp = at.feature * panels + panel, q = k * 2 + word;
-        for (int lane = first; lane < first + 4; ++lane) {
-          const uint32_t w = pp < s.panels && q < s.words ? WordAt(p, pp, q, lane) : 0;
-          std::memcpy(shared.data() + words_at + WordOffset(panels, panel, word, lane), &w, 4);
-        }
-      }
-      FillX(x, x_rows, cols, at.token * tile.rows_of_x, k * kTileCols, tile.rows_of_x, x_at,
-            &shared);
-
+    std::vector<float> result(size_t{Features} * Tokens, 0.0f);
+    Block stages(p, x, x_rows, at, 1);
+    for (int64_t k = 0; k < DivideUp(p.cols, kTileCols); ++k) {
+      stages.Fill(0);
       for (int half = 0; half < 2; ++half) {
-        for (int pair = 0; pair < panels; pair += 2) {
+        for (int pair = 0; pair < kPanels; pair += 2) {
           uint32_t metadata[32];
-          for (int lane = 0; lane < 32; ++lane) {
-            uint32_t word[2];
-            const int from =
-                words_at + WordOffset(panels, pair + MetadataPanel(lane), half, lane / 4);
-            std::memcpy(&word[0], shared.data() + from, 4);
-            std::memcpy(&word[1], shared.data() + from + 32, 4);
-            metadata[lane] = OrderedMetadata(Metadata(word[0], word[1], lane));
-          }
+          stages.LoadMetadata(
+              0, [&](int lane) { return std::pair(pair + MetadataSelector(lane), half); },
+              metadata);
           for (int selector = 0; selector < 2; ++selector) {
             const int panel = pair + selector;
-            const Warp a = LoadMatrices(
-                shared,
-                [&](int lane) {
-                  const ValueAddress v = SparseAOfLane(lane);
-                  return ValueOffset(panel, half * 16 + v.step, v.half);
-                },
-                true);
-            for (int token = 0; token < tile.rows_of_x; token += 8) {
+            const Warp a = stages.LoadA(0, panel, half);
+            for (int token = 0; token < Tokens; token += 8) {
               const Warp b = LoadMatrices(
-                  shared,
+                  stages.shared,
                   [&](int lane) {
                     const RowAddress r = SparseBOfLane(lane);
-                    return x_at + RowOffset(token + r.row, half * 4 + r.chunk);
+                    return Block::Copies::kXAt + RowOffset(token + r.row, half * 4 + r.chunk);
                   },
                   false);
               float d[32][4] = {};
@@ -433,7 +320,7 @@ TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
               for (int lane = 0; lane < 32; ++lane) {
                 for (int i = 0; i < 4; ++i) {
                   const int n = panel * kNmPanelRows + ResultFeature(lane, i);
-                  result[static_cast<size_t>((token + ResultToken(lane, i)) * tile.features + n)] +=
+                  result[static_cast<size_t>((token + ResultToken(lane, i)) * Features + n)] +=
                       d[lane][i];
                 }
               }
@@ -442,17 +329,23 @@ TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
         }
       }
     }
-    for (int token = 0; token < tile.rows_of_x; ++token) {
-      for (int feature = 0; feature < tile.features; ++feature) {
-        const int64_t row = at.token * tile.rows_of_x + token;
-        const int64_t n = at.feature * tile.features + feature;
-        if (row >= x_rows || n >= rows) continue;
-        y[static_cast<size_t>(row * rows + n)] =
-            result[static_cast<size_t>(token * tile.features + feature)];
-      }
-    }
+    StoreTile(result, {Features, Tokens}, at, x_rows, p.rows, &y);
   }
   EXPECT_EQ(y, Expected(p, x, x_rows));
+}
+
+TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
+  const auto [shape, m, tile] = GetParam();
+  const auto [x_rows, rows, cols] = shape;
+  const Packed p = Pack(rows, cols, {m / 2, m}, DType::kBF16);
+  ASSERT_EQ(p.layout.window, 4);
+  ASSERT_EQ(p.layout.steps_per_window, 2);
+  constexpr TileSize kLarge = kSparseTiles[0], kSmall = kSparseTiles[1];
+  if (tile == 0) {
+    CheckSparseMma<kLarge.features, kLarge.rows_of_x>(p, x_rows);
+  } else {
+    CheckSparseMma<kSmall.features, kSmall.rows_of_x>(p, x_rows);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(

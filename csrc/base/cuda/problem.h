@@ -16,9 +16,11 @@ struct LinearProblem {
   DType x_dtype, value_dtype;
 };
 
-// Of the device. multiprocessors >= 1; shared_bytes: the most that a block of threads may have.
+// Of the device. multiprocessors >= 1; shared_bytes: the most that a block of threads may have;
+// wgmma: whether it has Hopper's tensor-core instructions, and the library code with them.
 struct DeviceLimits {
   int multiprocessors, shared_bytes;
+  bool wgmma = false;
 };
 
 // y = activation(scale * (x W^T) + bias). Pointers are device memory. A family's arguments are this

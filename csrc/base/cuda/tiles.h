@@ -27,6 +27,18 @@ struct RowAddress {
   int row, chunk;
 };
 
+// The matrix descriptor by which wgmma reads such rows, eight or more of them, as its operand B,
+// from column 8 chunk on: the order of RowOffset is what it calls a swizzle of 128 bytes. `address`
+// is that of the first row in shared memory, a multiple of kDescribedRowsBytes.
+constexpr int kDescribedRowsBytes = 8 * kTileCols * 2;  // of eight rows, after which it repeats
+SPARSEKERN_HOST_DEVICE uint64_t RowsDescriptor(uint32_t address, int chunk) {
+  constexpr uint64_t kLeading = 1;  // unused with this swizzle
+  constexpr uint64_t kStride = kDescribedRowsBytes / 16;
+  constexpr uint64_t kSwizzle128 = 1;
+  const uint32_t start = (address + static_cast<uint32_t>(chunk) * 16) & 0x3ffffu;
+  return static_cast<uint64_t>(start / 16) | kLeading << 16 | kStride << 32 | kSwizzle128 << 62;
+}
+
 // --- fragments of mma.m16n8, 16-bit -------------------------------------------------------------
 
 // Element i (0 .. 3) of the result in a lane: row of W and row of x within 16 x 8.

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 
 #include "sparsekern/bitmap.h"
@@ -26,9 +25,11 @@ struct BitmapDenseRows {
   int64_t rows;
   int64_t stride;
 };
-// *product: bfloat16 [x_rows][rows], contiguous, = x weights^T. It must last until the next call.
-using BitmapDenseProduct =
-    std::function<Status(const BitmapDenseRows& block, const void** product)>;
+struct BitmapDenseProduct {
+  // *product: bfloat16 [x_rows][rows], contiguous, = x weights^T. It must last until the next call.
+  Status (*run)(void* state, const BitmapDenseRows& block, const void** product);
+  void* state;
+};
 
 // The product of bfloat16 W and x by way of `multiply`, for processors that multiply dense bfloat16
 // matrices far faster than float32 ones: W is expanded block by block, and a block's product,

@@ -94,7 +94,7 @@ Status BitmapLinearDense(const BitmapMatrix& w, const LinearArgs& args,
     const int64_t rows = std::min(block, s.rows - first);
     ExpandRows(kernels, w, first, rows, out, parallel_for);
     const void* product = nullptr;
-    SPARSEKERN_RETURN_IF_ERROR(multiply({out, rows, stride}, &product));
+    SPARSEKERN_RETURN_IF_ERROR(multiply.run(multiply.state, {out, rows, stride}, &product));
     Store(kernels.tiles, args, first, rows, product, parallel_for);
   }
   return Status::Ok();

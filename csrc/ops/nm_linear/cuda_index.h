@@ -6,7 +6,7 @@
 // The kernels read the format as it lies on disk (docs/formats.md), the tensor cores' too: no
 // second layout is made. A panel's 16 rows are the 16 rows of an mma's A operand; its steps are the
 // columns of A compressed, side by side as `ldmatrix.trans` takes them; a word is the metadata of
-// one row for the 32 columns of mma.sp.m16n8k32.
+// one row for the 32 columns of mma.sp.m16n8k32 and of wgmma.sp.m64nNk32.
 #pragma once
 
 #include <cstdint>
@@ -156,9 +156,10 @@ SPARSEKERN_HOST_DEVICE RowAddress SparseBOfLane(int lane) {
 // The metadata register of a lane: of each group of four lanes, 0 and 1 hold the metadata that
 // selector 0 takes, 2 and 3 that of selector 1. Lanes 0 and 2 have columns 0-15, lanes 1 and 3
 // columns 16-31; the low half is of row lane / 4, the high one of row lane / 4 + 8. So one register
-// serves two panels: `upper` and `lower` are the words of rows lane / 4 and lane / 4 + 8 of the
-// panel that MetadataPanel names.
-SPARSEKERN_HOST_DEVICE int MetadataPanel(int lane) { return (lane >> 1) & 1; }
+// serves two products: `upper` and `lower` are the words of rows lane / 4 and lane / 4 + 8 for the
+// product that has the lane's selector. wgmma.sp.m64nNk32 takes the same from each of its four
+// warps, each of which has 16 of the 64 rows, and the same fragments of A.
+SPARSEKERN_HOST_DEVICE int MetadataSelector(int lane) { return (lane >> 1) & 1; }
 SPARSEKERN_HOST_DEVICE uint32_t Metadata(uint32_t upper, uint32_t lower, int lane) {
   return (lane & 1) != 0 ? (upper >> 16) | (lower & 0xffff0000u)
                          : (upper & 0xffffu) | (lower << 16);

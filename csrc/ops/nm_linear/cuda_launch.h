@@ -12,6 +12,7 @@ namespace sparsekern::cuda {
 
 cudaError_t LaunchDecode(const NmCudaArgs& a, cudaStream_t stream);
 cudaError_t LaunchSparseMma(const NmCudaArgs& a, cudaStream_t stream);
+cudaError_t LaunchSparseWgmma(const NmCudaArgs& a, cudaStream_t stream);
 cudaError_t LaunchDenseMma(const NmCudaArgs& a, cudaStream_t stream);
 cudaError_t LaunchFma(const NmCudaArgs& a, cudaStream_t stream);
 

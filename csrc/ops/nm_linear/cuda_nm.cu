@@ -16,6 +16,7 @@ const char* NmLinear(const NmCudaArgs& a, void* stream) {
   switch (a.plan.kernel) {
     case NmKernel::kDecode: return TextOf(LaunchDecode(a, on));
     case NmKernel::kSparseMma: return TextOf(LaunchSparseMma(a, on));
+    case NmKernel::kSparseWgmma: return TextOf(LaunchSparseWgmma(a, on));
     case NmKernel::kDenseMma: return TextOf(LaunchDenseMma(a, on));
     case NmKernel::kFma: return TextOf(LaunchFma(a, on));
   }

@@ -12,10 +12,11 @@
 namespace sparsekern::cuda {
 
 enum class NmKernel {
-  kDecode,     // a few rows of x, limited by bytes: any pattern, any dtypes
-  kSparseMma,  // 2:4 and 1:2 on sparse tensor cores
-  kDenseMma,   // any pattern, expanded tile by tile for the dense tensor cores
-  kFma,        // any pattern, any dtypes, fp32 multiply-adds
+  kDecode,       // a few rows of x, limited by bytes: any pattern, any dtypes
+  kSparseMma,    // 2:4 and 1:2 on sparse tensor cores
+  kSparseWgmma,  // the same by Hopper's own instruction
+  kDenseMma,     // any pattern, expanded tile by tile for the dense tensor cores
+  kFma,          // any pattern, any dtypes, fp32 multiply-adds
 };
 
 struct NmPlan {
@@ -31,21 +32,38 @@ constexpr int kNmDecodeMaxRows = 16;    // of x
 constexpr int kNmDecodeRowsAtOnce = 8;  // of x, in registers
 constexpr int kNmMaxParts = 64;
 
-constexpr int kSparseStages = 4;
-// Shared memory of a block with a tile of features x rows_of_x: values, words and x of each stage.
-SPARSEKERN_HOST_DEVICE constexpr int SparseStageBytes(int features, int rows_of_x) {
-  return features / kNmPanelRows * (kPanelTileBytes + 2 * kNmPanelRows * 4) +
-         rows_of_x * kTileCols * 2;
+// Shared memory of a stage with a tile of features x rows_of_x: values, words, x.
+SPARSEKERN_HOST_DEVICE constexpr int SparseWordsAt(int features) {
+  return features / kNmPanelRows * kPanelTileBytes;
 }
-// And afterwards the result in fp32.
-constexpr int SparseSharedBytes(int features, int rows_of_x) {
-  return std::max(kSparseStages * SparseStageBytes(features, rows_of_x),
+SPARSEKERN_HOST_DEVICE constexpr int SparseXAt(int features) {
+  return SparseWordsAt(features) + features / kNmPanelRows * 2 * kNmPanelRows * 4;
+}
+SPARSEKERN_HOST_DEVICE constexpr int SparseStageBytes(int features, int rows_of_x) {
+  return SparseXAt(features) + rows_of_x * kTileCols * 2;
+}
+// Of a block: the stages, and afterwards the result in fp32.
+constexpr int SparseSharedBytes(int features, int rows_of_x, int stages) {
+  return std::max(stages * SparseStageBytes(features, rows_of_x),
                   rows_of_x * ResultStride(features) * 4);
+}
+constexpr int kSparseStages = 4;
+// wgmma's products of one tile run while those of the next begin: two stages are in use, the one
+// after a tile's own is the next tile's, and the one that its copies may fill is that of the tile
+// two before.
+constexpr int kWgmmaStages = 6;
+SPARSEKERN_HOST_DEVICE constexpr int WgmmaNextStage(int stage) {
+  return stage + 1 == kWgmmaStages ? 0 : stage + 1;
+}
+SPARSEKERN_HOST_DEVICE constexpr int WgmmaFreeStage(int stage) {
+  return stage < 2 ? stage + kWgmmaStages - 2 : stage - 2;
 }
 
 // A larger tile reads less of both operands, a smaller one fills a device that has more
 // multiprocessors than there are large tiles.
 constexpr TileSize kSparseTiles[] = {{256, 128}, {128, 64}};
+// Of x, for wgmma: fewer are limited by the bytes of W, and mma.sp is as good.
+constexpr int kWgmmaMinRows = 65;
 
 // The window and the steps in it from the sizes of the arrays: 0 where several windows fit, which
 // only matrices of up to eight kept weights a row allow; false where none does.
@@ -90,11 +108,14 @@ inline NmPlan PlanNmLinear(const LinearProblem& p, const DeviceLimits& device) {
   }
   const bool half_x = p.x_dtype == DType::kBF16 || p.x_dtype == DType::kF16;
   if (half_x && p.value_dtype == p.x_dtype && plan.window == 4 && plan.steps_per_window == 2) {
+    const bool wgmma = device.wgmma && p.x_rows >= kWgmmaMinRows;
+    const int stages = wgmma ? kWgmmaStages : kSparseStages;
     for (const TileSize tile : kSparseTiles) {
       const bool last = tile.features == kSparseTiles[1].features;
-      const bool fits = SparseSharedBytes(tile.features, tile.rows_of_x) <= device.shared_bytes;
+      const bool fits =
+          SparseSharedBytes(tile.features, tile.rows_of_x, stages) <= device.shared_bytes;
       if (fits && (last || CountTiles(p, tile) >= device.multiprocessors)) {
-        use(NmKernel::kSparseMma, tile);
+        use(wgmma ? NmKernel::kSparseWgmma : NmKernel::kSparseMma, tile);
         return plan;
       }
     }

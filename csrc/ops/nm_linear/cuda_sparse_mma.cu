@@ -7,7 +7,7 @@
 // of a panel are A compressed and transposed, which ldmatrix.trans turns; a row's word is its
 // metadata (cuda_index.h). Four stages of 64 columns are under way by cp.async. The result goes
 // through shared memory, so that it is written to y row by row.
-#include "ops/nm_linear/cuda_launch.h"
+#include "ops/nm_linear/cuda_sparse_stage.h"
 
 namespace sparsekern::cuda {
 namespace {
@@ -36,89 +36,48 @@ __device__ __forceinline__ void MultiplySparse(float (&d)[4], const uint32_t (&a
 }
 #undef SPARSEKERN_MMA_SP
 
-template <int Features, int Tokens>
-struct Tile {
-  static constexpr int kPanels = Features / kNmPanelRows;
-  static constexpr int kWarpFeatures = 64;
-  static constexpr int kWarpTokens = Tokens / 2;
-  static constexpr int kThreads = Features / kWarpFeatures * 2 * 32;
-  static constexpr int kWordsAt = kPanels * kPanelTileBytes;  // in a stage
-  static constexpr int kXAt = kWordsAt + kPanels * 2 * kNmPanelRows * 4;
-  static constexpr int kStageBytes = SparseStageBytes(Features, Tokens);
-  static_assert(kStageBytes == kXAt + Tokens * kTileCols * 2);
-};
-
-// Tile `k` of columns into a stage.
-template <int Features, int Tokens>
-__device__ __forceinline__ void CopyStage(const NmCudaArgs& a, const NmLayout& s, ResultTile at,
-                                          int64_t k, uint32_t stage) {
-  using T = Tile<Features, Tokens>;
-  constexpr int kValueChunks = T::kPanels * kTileSteps * 2;
-  constexpr int kWordChunks = T::kPanels * 2 * 4;
-  static_assert(kValueChunks % T::kThreads == 0);
-  const int64_t first_panel = at.feature * T::kPanels;
-#pragma unroll
-  for (int i = 0; i < kValueChunks / T::kThreads; ++i) {
-    const int c = i * T::kThreads + static_cast<int>(threadIdx.x);
-    const int panel = c / (kTileSteps * 2), step = c / 2 % kTileSteps, half = c % 2;
-    const int64_t p = first_panel + panel, j = k * kTileSteps + step;
-    const bool there = p < s.panels && j < s.steps;
-    const auto* values = static_cast<const uint16_t*>(a.values) +
-                         (there ? (p * s.steps + j) * kNmPanelRows + half * 8 : 0);
-    CopyAsync(stage + ValueOffset(panel, step, half), values, there);
-  }
-  for (int c = static_cast<int>(threadIdx.x); c < kWordChunks; c += T::kThreads) {
-    const int panel = c / 8, word = c / 4 % 2, lane = c % 4 * 4;
-    const int64_t p = first_panel + panel, q = k * 2 + word;
-    const bool there = p < s.panels && q < s.words;
-    const uint8_t* words =
-        a.structure + kNmHeaderBytes + (there ? ((p * s.words + q) * kNmPanelRows + lane) * 4 : 0);
-    CopyAsync(stage + T::kWordsAt + WordOffset(T::kPanels, panel, word, lane), words, there);
-  }
-  CopyRowsOfX<Tokens, T::kThreads>(a, at.token * Tokens, k * kTileCols, stage + T::kXAt);
-}
+template <int Features>
+constexpr int kThreads = Features / 64 * 2 * 32;  // two warps for 64 rows of W
 
 template <typename E, int Features, int Tokens>
-__global__ void __launch_bounds__(Tile<Features, Tokens>::kThreads)
-    SparseMmaKernel(const NmCudaArgs a) {
-  using T = Tile<Features, Tokens>;
-  constexpr int kWarpPanels = T::kWarpFeatures / kNmPanelRows;
-  constexpr int kColumns = T::kWarpTokens / 8;  // n8 tiles of a warp
+__global__ void __launch_bounds__(kThreads<Features>) SparseMmaKernel(const NmCudaArgs a) {
+  using T = SparseCopies<Features, Tokens, kThreads<Features>>;
+  constexpr int kStageBytes = SparseStageBytes(Features, Tokens);
+  constexpr int kWarpPanels = 64 / kNmPanelRows;
+  constexpr int kWarpTokens = Tokens / 2;
+  constexpr int kColumns = kWarpTokens / 8;  // n8 tiles of a warp
   extern __shared__ __align__(128) uint8_t shared[];
   const auto base = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 
-  const NmLayout s = NmLayoutOf(a.problem.rows, a.problem.cols, 4, 2, a.problem.structure_bytes,
-                                a.problem.value_count);
-  const ResultTile at = TileOfBlock(blockIdx.x, DivideUp(a.problem.rows, Features),
-                                    DivideUp(a.problem.x_rows, Tokens));
+  const NmLayout s = SparseLayout(a);
+  const ResultTile at = SparseTileOfBlock<Features, Tokens>(a);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int first_panel = warp / 2 * kWarpPanels;
-  const int first_token = warp % 2 * T::kWarpTokens;
+  const int first_token = warp % 2 * kWarpTokens;
 
   float sum[kWarpPanels][kColumns][4] = {};
   const int64_t tiles = DivideUp(a.problem.cols, kTileCols);
-#pragma unroll
-  for (int stage = 0; stage < kSparseStages - 1; ++stage) {
-    if (stage < tiles) {
-      CopyStage<Features, Tokens>(a, s, at, stage, base + stage * T::kStageBytes);
+  T copies(a, s, at, static_cast<int>(threadIdx.x));
+  const auto copy = [&](int64_t k) {
+    if (k < tiles) {
+      const auto stage = base + static_cast<uint32_t>(k % kSparseStages) * kStageBytes;
+      copies.Next(
+          [&](int to, const void* from, bool there) { CopyAsync(stage + to, from, there); });
     }
     CommitCopies();
-  }
+  };
+#pragma unroll
+  for (int k = 0; k < kSparseStages - 1; ++k) copy(k);
 
   const ValueAddress value_of_lane = SparseAOfLane(lane);
   const RowAddress x_of_lane = SparseBOfLane(lane);
   for (int64_t k = 0; k < tiles; ++k) {
     WaitCopies<kSparseStages - 2>();
     __syncthreads();  // tile k is there, and tile k - 1 has been read by all
-    const int64_t next = k + kSparseStages - 1;
-    if (next < tiles) {
-      CopyStage<Features, Tokens>(
-          a, s, at, next, base + static_cast<uint32_t>(next % kSparseStages) * T::kStageBytes);
-    }
-    CommitCopies();
+    copy(k + kSparseStages - 1);
 
-    const int stage = static_cast<int>(k % kSparseStages) * T::kStageBytes;
+    const int stage = static_cast<int>(k % kSparseStages) * kStageBytes;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // 32 columns
       uint32_t w[kWarpPanels][4];
@@ -131,12 +90,11 @@ __global__ void __launch_bounds__(Tile<Features, Tokens>::kThreads)
       }
 #pragma unroll
       for (int i = 0; i < kWarpPanels / 2; ++i) {
-        const uint8_t* words =
-            shared + stage + T::kWordsAt +
-            WordOffset(T::kPanels, first_panel + 2 * i + MetadataPanel(lane), half, lane / 4);
         metadata[i] =
-            OrderedMetadata(Metadata(*reinterpret_cast<const uint32_t*>(words),
-                                     *reinterpret_cast<const uint32_t*>(words + 32), lane));
+            LoadMetadata(shared + stage + T::kWordsAt +
+                             WordOffset(T::kPanels, first_panel + 2 * i + MetadataSelector(lane),
+                                        half, lane / 4),
+                         lane);
       }
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
@@ -170,34 +128,17 @@ __global__ void __launch_bounds__(Tile<Features, Tokens>::kThreads)
     }
   }
   __syncthreads();
-  StoreTile<E, Features, Tokens, T::kThreads>(a, Consistent(a), at, result, kStride);
-}
-
-template <typename E, int Features, int Tokens>
-cudaError_t LaunchTile(const NmCudaArgs& a, cudaStream_t stream) {
-  constexpr int kBytes = SparseSharedBytes(Features, Tokens);
-  const auto kernel = SparseMmaKernel<E, Features, Tokens>;
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
-  if (error != cudaSuccess) return error;
-  const int64_t tiles = CountTiles(a.problem, {Features, Tokens});
-  kernel<<<static_cast<unsigned>(tiles), Tile<Features, Tokens>::kThreads, kBytes, stream>>>(a);
-  return cudaGetLastError();
-}
-
-template <typename E>
-cudaError_t LaunchFor(const NmCudaArgs& a, cudaStream_t stream) {
-  constexpr TileSize kLarge = kSparseTiles[0], kSmall = kSparseTiles[1];
-  return a.plan.features == kLarge.features
-             ? LaunchTile<E, kLarge.features, kLarge.rows_of_x>(a, stream)
-             : LaunchTile<E, kSmall.features, kSmall.rows_of_x>(a, stream);
+  StoreTile<E, Features, Tokens, kThreads<Features>>(a, Consistent(a), at, result, kStride);
 }
 
 }  // namespace
 
 cudaError_t LaunchSparseMma(const NmCudaArgs& a, cudaStream_t stream) {
-  return a.problem.x_dtype == DType::kF16 ? LaunchFor<__half>(a, stream)
-                                          : LaunchFor<__nv_bfloat16>(a, stream);
+  return WithSparseTile(a, [&]<typename E, int Features, int Tokens>() {
+    return LaunchSparseTile<Features, Tokens>(
+        SparseMmaKernel<E, Features, Tokens>, kThreads<Features>,
+        SparseSharedBytes(Features, Tokens, kSparseStages), a, stream);
+  });
 }
 
 }  // namespace sparsekern::cuda
