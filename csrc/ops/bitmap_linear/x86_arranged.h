@@ -22,10 +22,11 @@ bool ArrangeRow(float* x, int64_t words) {
   return plain;
 }
 
-// With V's decode of values of the dtypes D.
+// With V's decode of values of the dtypes D, for up to `max_rows` rows of x.
 template <typename V, DType... D>
-constexpr BitmapKernels WithArranged() {
+constexpr BitmapKernels WithArranged(int max_rows) {
   BitmapKernels kernels = MakeBitmapKernels<Avx512>(kTileKernels_x86_avx512, 16);
+  kernels.arranged.max_rows = max_rows;
   ((kernels.arranged.arrange[static_cast<int>(D)] = ArrangeRow<D>,
     kernels.arranged.decode[static_cast<int>(D)] = BitmapDecode<V, D>,
     kernels.arranged.few[static_cast<int>(D)] = BitmapDecodeFew<V, D>),

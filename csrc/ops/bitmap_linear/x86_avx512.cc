@@ -6,6 +6,6 @@
 namespace sparsekern {
 
 extern const BitmapKernels kBitmapKernels_x86_avx512 =
-    WithArranged<Avx512Slices, DType::kBF16, DType::kI8>();
+    WithArranged<Avx512Slices, DType::kBF16, DType::kI8>(4);
 
 }  // namespace sparsekern

@@ -8,7 +8,7 @@ namespace sparsekern {
 namespace {
 
 constexpr BitmapKernels WithExpansion() {
-  BitmapKernels kernels = WithArranged<Avx512Vbmi2, DType::kBF16, DType::kF16, DType::kI8>();
+  BitmapKernels kernels = WithArranged<Avx512Vbmi2, DType::kBF16, DType::kF16, DType::kI8>(16);
   kernels.expand = BitmapExpand<Avx512Vbmi2>;
   return kernels;
 }
