@@ -120,6 +120,39 @@ def test_a_pruned_weight_meets_nothing_and_a_kept_one_all(bitmap_isa, value, x_r
     check(zero, x)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "int8"])
+def test_every_byte_of_bits(bitmap_isa, dtype):
+    """All 256 patterns of eight columns, in every place of a word; whole numbers, so exact."""
+    generator = torch.Generator().manual_seed(11)
+    w = torch.randint(1, 9, (512, 192), generator=generator).float()
+    w[:, 0] = 127.0  # the scale of int8 is then 1
+    byte = torch.arange(256).repeat(2)[:, None] >> torch.arange(8) & 1
+    mask = byte.bool().repeat(1, 24)
+    mask[256:, 64:128] = torch.rand(256, 64, generator=generator) < 0.5
+    mask[:, 0] = True
+    packed = sk.BitmapTensor.from_dense(w, mask=mask, dtype=getattr(torch, dtype))
+    dense = packed.to_dense().double()
+    assert torch.equal(dense, (w * mask).double())
+    for x_rows in (1, 3):
+        x = torch.randint(-9, 10, (x_rows, 192), generator=generator).float()
+        y = sk.ops.bitmap_linear(x, packed)
+        assert torch.equal(y.double(), x.double() @ dense.T)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_large_and_tiny_numbers(bitmap_isa, dtype):
+    """On both sides of 2^64, from where pruned weights are no longer multiplied as zeros."""
+    packed = pack_bitmap(Spec(40, 150, 0.5, dtype, seed=9))
+    if dtype == "bfloat16":
+        row, col = packed.matrix.mask.nonzero()
+        packed = with_special(packed, (int(row[33]), int(col[33])), 1e-39)
+    for value in (1e-40, 1e19, 1e30, math.inf):
+        for x_rows in (1, 3):
+            x = activations((x_rows, 150))
+            x[-1, 70] = value
+            check(packed, x)
+
+
 def test_one_dense_slice_among_empty_ones(bitmap_isa):
     """Counts from 0 to 1024 in a slice, at the end of the values and in their middle."""
     w = torch.zeros(48, 256)

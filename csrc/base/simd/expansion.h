@@ -19,10 +19,18 @@
 //                                1 / kWordScale<D>, in an order of columns that Arrange<D> puts x
 //                                in
 //
-// with zeros that are multiplied, so that x must be finite and far from overflow.
+// with zeros that are multiplied, so that x must be finite and far from overflow. Or, where that is
+// better prepared for 16 words that follow each other,
 //
-// AVX-512 has an instruction for it (two slots of port 5, and one for the mask); the others permute
-// with a control from a table, eight lanes a time with AVX2, four with NEON and WebAssembly.
+//   Slice<D>(words)              of 16 words, which stay where they are
+//   .ControlsOf(r)               of word r, for
+//   .Expand(controls, r, &p)     the word's values, which begin at p; moves p behind them
+//   .Widen(values, out)          and what SpreadWord answers
+//
+// in three steps, so that those of different words can overlap.
+//
+// AVX-512 has an instruction for Spread (two slots of port 5, and one for the mask); the others
+// permute with a control from a table, eight lanes a time with AVX2, four with NEON and WebAssembly.
 #pragma once
 
 #include <cstdint>
@@ -84,6 +92,9 @@ template <typename V, DType D>
 static constexpr bool kSpreadsWords = requires(const uint8_t* p, typename V::Reg (&out)[4]) {
   V::template SpreadWord<D>(p, uint64_t{}, out);
 };
+
+template <typename V, DType D>
+static constexpr bool kSpreadsSlices = requires { typename V::template Slice<D>; };
 
 template <typename V, int i>
 static constexpr uint32_t PieceBits(uint64_t word) {

@@ -3,10 +3,11 @@
 //
 // Decode is memory-bound up to about 60 % sparsity: a weight is a bit, and 16 or 8 more where it is
 // kept. A slice, 16 rows times 64 columns, loads its word of x once; per row the kept values, which
-// lie one behind the other, are expanded under the bits. On AVX-512 that is 3.5 slots of port 5 for
-// 16 weights, kept or not (widen 1, expand 2, half of the masks 1), the limit where the bytes are
-// fewer. VBMI2 expands before it widens: 16 weights take 3.5 slots of ports 0 and 5 together in
-// bf16 and 3.75 in int8 (vector_x86_avx512vbmi2.h), multiplications included.
+// lie one behind the other, are expanded under the bits. What limits AVX-512 where the bytes are
+// fewer are slots of ports 0 and 5: for 16 weights, kept or not, 3.5 of port 5 (widen 1, expand 2,
+// half of the masks 1) in f16, and 5.4 of both in bf16 and int8, which are expanded before they are
+// widened (vector_x86_avx512slices.h). VBMI2 has an instruction for that: 3.5 of both in bf16 and
+// f16, 3.75 in int8 (vector_x86_avx512vbmi2.h).
 //
 // Batches are bound by multiply-adds: the bits of a slice become column numbers once, and each kept
 // weight is broadcast to all rows of x, as csr does.
@@ -39,9 +40,13 @@ static inline const uint64_t* WordsOf(const uint8_t* bitmap, uint64_t* copy) {
   return copy;
 }
 
+// Whether x is in the order of V::Arrange, and zeros are multiplied.
+template <typename V, DType D>
+static constexpr bool kArranged = kSpreadsWords<V, D> || kSpreadsSlices<V, D>;
+
 // Elements from a value on that are read at once.
 template <typename V, DType D>
-static constexpr int kReads = kSpreadsWords<V, D> ? 64 / static_cast<int>(kBytesOf<D>) : V::kLanes;
+static constexpr int kReads = kArranged<V, D> ? 64 / static_cast<int>(kBytesOf<D>) : V::kLanes;
 
 // The values of one slice after the other, such that whole vectors may be read from any of them on:
 // in the array, or, near its end, in a copy with zeros behind.
@@ -88,7 +93,7 @@ static inline void StoreSums(const float* sums, int64_t stride, float* y) {
     for (int half = V::kLanes / 2; half > 0; half /= 2) {
       for (int i = 0; i < half; ++i) lanes[i] = V::Add(lanes[i], lanes[i + half]);
     }
-    if constexpr (kSpreadsWords<V, D>) {
+    if constexpr (kArranged<V, D>) {
       lanes[0] = V::Mul(lanes[0], V::Set1(V::template kWordScale<D>));
     }
     V::Store(y + r, lanes[0]);
@@ -106,6 +111,34 @@ static inline void PrefetchSlice(const uint8_t* bitmap) {
   __builtin_prefetch(bitmap + 2048 + 64);
 }
 
+// A slice and one row of x. A word's three steps take longer than the processor looks ahead, so
+// those of neighbouring rows stand side by side.
+template <typename V, DType D>
+static inline __attribute__((always_inline)) void DecodeSlice(
+    const uint64_t* words, const float* x, const uint8_t** p,
+    typename V::Reg (&acc)[kBitmapLanes]) {
+  constexpr int kAhead = 5;  // rows that are expanded before they are multiplied
+  using Slice = typename V::template Slice<D>;
+  const Slice slice(words);
+  typename Slice::Controls controls;
+  typename Slice::Values values[kAhead];
+  Unroll<kBitmapLanes + kAhead>([&]<int r>() __attribute__((always_inline)) {
+    if constexpr (r >= kAhead) {
+      typename V::Reg weights[kPieces<V>];
+      Slice::Widen(values[r % kAhead], weights);
+      asm("" : "+r"(x));  // x stays in memory: registers are short
+      for (int i = 0; i < kPieces<V>; ++i) {
+        acc[r - kAhead] = V::Fma(weights[i], V::Load(x + i * V::kLanes), acc[r - kAhead]);
+      }
+    }
+    if constexpr (r >= 1 && r <= kBitmapLanes) {
+      PrefetchRow<D>(*p);
+      values[(r - 1) % kAhead] = slice.Expand(controls, r - 1, p);
+    }
+    if constexpr (r < kBitmapLanes) controls = slice.ControlsOf(r);
+  });
+}
+
 // One row of x. Sums stay in registers where sixteen of them fit beside x.
 template <typename V, DType D>
 static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int, float* y,
@@ -115,6 +148,7 @@ static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int,
   alignas(64) float sums[kBitmapLanes * V::kLanes] = {};
   Reg acc[kBitmapLanes];
   if constexpr (kInRegisters) {
+#pragma GCC unroll 16
     for (Reg& sum : acc) sum = V::Zero();
   }
   SliceValues<V, D> values(panel.values);
@@ -143,7 +177,9 @@ static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int,
       });
       return sum;
     };
-    if constexpr (kInRegisters) {
+    if constexpr (kSpreadsSlices<V, D>) {
+      DecodeSlice<V, D>(words, x, &p, acc);
+    } else if constexpr (kInRegisters) {
 #pragma GCC unroll 16
       for (int r = 0; r < kBitmapLanes; ++r) acc[r] = row(r, acc[r]);
     } else {
@@ -156,10 +192,26 @@ static void BitmapDecode(const BitmapPanel& panel, const float* x, int64_t, int,
     x += kBitmapWord;
   }
   if constexpr (kInRegisters) {
+#pragma GCC unroll 16
     for (int r = 0; r < kBitmapLanes; ++r) V::Store(sums + r * V::kLanes, acc[r]);
   }
   StoreSums<V, D>(sums, V::kLanes, y);
 }
+
+struct NoSlice {
+  explicit NoSlice(const uint64_t*) {}
+};
+template <typename V, DType D>
+struct SliceType {
+  using Type = NoSlice;
+};
+template <typename V, DType D>
+  requires kSpreadsSlices<V, D>
+struct SliceType<V, D> {
+  using Type = typename V::template Slice<D>;
+};
+template <typename V, DType D>
+using SliceOf = typename SliceType<V, D>::Type;
 
 // Two to sixteen rows of x: a row of W is expanded once for all of them.
 template <typename V, DType D>
@@ -177,11 +229,14 @@ static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_
     const uint64_t* words = WordsOf(bitmap, copy);
     PrefetchSlice(bitmap);
     const uint8_t* p = values.Begin(words);
+    [[maybe_unused]] const SliceOf<V, D> slice(words);
     for (int r = 0; r < kBitmapLanes; ++r) {
       PrefetchRow<D>(p);
       Reg weights[kPieces<V>];
       [[maybe_unused]] typename V::Lanes lanes[kPieces<V>];
-      if constexpr (kSpreadsWords<V, D>) {
+      if constexpr (kSpreadsSlices<V, D>) {
+        slice.Widen(slice.Expand(slice.ControlsOf(r), r, &p), weights);
+      } else if constexpr (kSpreadsWords<V, D>) {
         V::template SpreadWord<D>(p, words[r], weights);
         p += __builtin_popcountll(words[r]) * kBytesOf<D>;
       } else {
@@ -196,7 +251,7 @@ static void BitmapDecodeFew(const BitmapPanel& panel, const float* x, int64_t x_
       for (int m = 0; m < x_rows; ++m, xm += x_stride, sum += V::kLanes) {
         Reg total = V::Load(sum);
         Unroll<kPieces<V>>([&]<int i>() __attribute__((always_inline)) {
-          if constexpr (kSpreadsWords<V, D>) {
+          if constexpr (kArranged<V, D>) {
             total = V::Fma(weights[i], V::Load(xm + i * V::kLanes), total);
           } else {
             total = V::FmaKept(weights[i], V::Load(xm + i * V::kLanes), total, lanes[i]);

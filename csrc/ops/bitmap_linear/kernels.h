@@ -54,6 +54,7 @@ static constexpr int kBitmapMaxDecodeRows = 16;
 using BitmapArrangeFn = bool (*)(float* x, int64_t words);
 // Decode kernels for arranged x; all nullptr where there is none for a dtype of values.
 struct BitmapArranged {
+  int max_rows;                // of x, up to which they are the faster ones
   BitmapArrangeFn arrange[4];  // [DType]
   BitmapDecodeFn decode[4];
   BitmapDecodeFn few[4];

@@ -66,7 +66,7 @@ Status Decode(const BitmapKernels& kernels, const BitmapMatrix& w, const LinearA
   };
   const int values = static_cast<int>(w.dtype);
   const BitmapArrangeFn arrange = kernels.arranged.arrange[values];
-  bool arranged = arrange != nullptr;
+  bool arranged = arrange != nullptr && rows <= kernels.arranged.max_rows;
   for (int m = 0; arranged && m < rows; ++m) arranged = arrange(load(m), s.words);
   for (int m = 0; !arranged && m < rows; ++m) load(m);
   const auto& one = arranged ? kernels.arranged.decode : kernels.decode;
