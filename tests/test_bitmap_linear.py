@@ -92,6 +92,10 @@ def test_by_torch(bitmap_isa, x_rows):
     x[0, 7] = math.inf
     check_product(run_packed(operator, packed, x), packed, x, None, "none")
     assert run_packed(operator, packed, x[:0]).shape == (0, 77)
+    with pytest.raises(ValueError, match="scale"):
+        torch.ops.sparsekern._bitmap_linear_by_torch(
+            x, packed.values, packed.structure, torch.ones(77), None, 77
+        )
 
 
 def test_leading_dimensions_and_strides(bitmap_isa):

@@ -3,7 +3,6 @@
 // allocation.
 #pragma once
 
-#include <cstdlib>
 #include <string>
 #include <vector>
 
@@ -56,7 +55,17 @@ class CudaLinear {
 
   cuda::DeviceLimits Limits() const {
     return {device_.Attribute(op_.c_str(), cudaDevAttrMultiProcessorCount),
-            device_.Attribute(op_.c_str(), cudaDevAttrMaxSharedMemoryPerBlockOptin), Wgmma()};
+            device_.Attribute(op_.c_str(), cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  }
+
+  // Whether the device has wgmma, which code for sm_90a alone may use: compute capability 9.0.
+  bool Wgmma() const {
+#if defined(SPARSEKERN_SM90A)
+    return device_.Attribute(op_.c_str(), cudaDevAttrComputeCapabilityMajor) == 9 &&
+           device_.Attribute(op_.c_str(), cudaDevAttrComputeCapabilityMinor) == 0;
+#else
+    return false;
+#endif
   }
 
   [[noreturn]] void FailSizes(const char* format) const {
@@ -102,22 +111,6 @@ class CudaLinear {
   void* Stream() const { return device_.Stream(op_.c_str()); }
 
  private:
-  // Code for sm_90a runs on compute capability 9.0 alone. The environment variable, read at each
-  // call, is there to compare with the kernels that other devices take.
-  bool Wgmma() const {
-#if defined(SPARSEKERN_SM90A)
-    const char* allowed = std::getenv("SPARSEKERN_CUDA_WGMMA");
-    const std::string value = allowed == nullptr || *allowed == '\0' ? "1" : allowed;
-    if (value != "0" && value != "1") {
-      Fail(Status::InvalidValue(op_ + ": SPARSEKERN_CUDA_WGMMA must be 0 or 1, got " + value));
-    }
-    return value == "1" && device_.Attribute(op_.c_str(), cudaDevAttrComputeCapabilityMajor) == 9 &&
-           device_.Attribute(op_.c_str(), cudaDevAttrComputeCapabilityMinor) == 0;
-#else
-    return false;
-#endif
-  }
-
   static const char* Checked(const char* op, const Tensor& x, const Tensor& values,
                              const Tensor& structure) {
     CheckPart(op, "values", values, x);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Compiled, never run: correct calls must type-check, and each line after @ts-expect-error must not.
-import { hasSimd, load, type BitmapMatrix, type Buffer, type Checkpoint, type CSRMatrix, type GQSMatrix, type NMMatrix } from "../../wasm/sparsekern.mjs";
+import { hasRelaxedSimd, hasSimd, load, type BitmapMatrix, type Buffer, type Checkpoint, type CSRMatrix, type GQSMatrix, type NMMatrix } from "../../wasm/sparsekern.mjs";
 
 export async function correct(file: ArrayBuffer): Promise<number> {
-  const sk = await load({ tier: hasSimd() ? "simd128" : "scalar", wasm: new URL("https://example.org/a.wasm") });
+  const sk = await load({ tier: hasRelaxedSimd() ? "relaxed" : hasSimd() ? "simd128" : "scalar", wasm: new URL("https://example.org/a.wasm") });
   const packed = sk.pack(new Float32Array(6), 2, 3, { blockRows: 2, mask: new Uint8Array(6) });
   const matrix: CSRMatrix = sk.matrix(packed);
   const x: Buffer = sk.buffer(3);

@@ -42,7 +42,7 @@ Status BitmapLinearDense(const BitmapMatrix& w, const LinearArgs& args,
 bool BitmapPrefersDense(const BitmapMatrix& w, const LinearArgs& args, IsaMask mask);
 
 // The kernel that an ISA mask selects, e.g. "bitmap_linear_bf16_decode__x86_avx512". A pure
-// function.
+// function. Of BitmapLinear: it knows nothing of BitmapLinearDense.
 std::string BitmapLinearKernelName(const BitmapMatrix& w, int64_t x_rows, IsaMask mask);
 
 }  // namespace sparsekern

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Batches of bfloat16 by way of somebody else's dense product: W is expanded, a block at a time.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "base/linear_driver.h"
@@ -29,14 +30,18 @@ int64_t BlockRows(const BitmapStructure& s) {
   return std::min(panels, std::max<int64_t>(1, s.panels)) * kBitmapLanes;
 }
 
-bool AllFinite(const LinearArgs& a, int64_t cols) {
+bool AllFinite(const LinearArgs& a, int64_t cols, const ParallelFor& parallel_for) {
   constexpr uint16_t kExponent = 0x7f80;
-  bool finite = true;
-  for (int64_t m = 0; finite && m < a.x_rows; ++m) {
-    const auto* row = reinterpret_cast<const uint16_t*>(RowAt(a, m));
-    for (int64_t k = 0; k < cols; ++k) finite &= (row[k] & kExponent) != kExponent;
-  }
-  return finite;
+  std::atomic<bool> all{true};
+  ForEachRange(parallel_for, a.x_rows, [&](int64_t begin, int64_t end) {
+    for (int64_t m = begin; m < end && all; ++m) {
+      const auto* row = reinterpret_cast<const uint16_t*>(RowAt(a, m));
+      bool finite = true;
+      for (int64_t k = 0; k < cols; ++k) finite &= (row[k] & kExponent) != kExponent;
+      if (!finite) all = false;
+    }
+  });
+  return all;
 }
 
 void ExpandRows(const BitmapKernels& kernels, const BitmapMatrix& w, int64_t first, int64_t rows,
@@ -76,13 +81,15 @@ bool BitmapPrefersDense(const BitmapMatrix& w, const LinearArgs& args, IsaMask m
 Status BitmapLinearDense(const BitmapMatrix& w, const LinearArgs& args,
                          const BitmapDenseProduct& multiply, const ParallelFor& parallel_for) {
   const BitmapStructure& s = w.structure;
+  SPARSEKERN_RETURN_IF_ERROR(CheckValues(kOp, w.dtype, w.scale));
   SPARSEKERN_RETURN_IF_ERROR(CheckLinear(kOp, args, s.rows, s.cols));
   if (w.dtype != DType::kBF16 || args.dtype != DType::kBF16) {
     return Status::InvalidType("bitmap_linear: a dense product takes bfloat16 values and x");
   }
   if (args.x_rows == 0 || s.rows == 0) return Status::Ok();
   // A zero of a dense product would meet an infinity that a pruned weight does not.
-  if (args.int8_x || !AllFinite(args, s.cols)) return BitmapLinear(w, args, parallel_for);
+  if (args.int8_x || !AllFinite(args, s.cols, parallel_for))
+    return BitmapLinear(w, args, parallel_for);
   IsaMask mask = 0;
   SPARSEKERN_RETURN_IF_ERROR(ActiveIsa(&mask));
   const BitmapKernels& kernels = SelectBitmapKernels(mask);

@@ -161,8 +161,8 @@ SPARSEKERN_HOST_DEVICE RowAddress SparseBOfLane(int lane) {
 // warps, each of which has 16 of the 64 rows, and the same fragments of A.
 SPARSEKERN_HOST_DEVICE int MetadataSelector(int lane) { return (lane >> 1) & 1; }
 SPARSEKERN_HOST_DEVICE uint32_t Metadata(uint32_t upper, uint32_t lower, int lane) {
-  return (lane & 1) != 0 ? (upper >> 16) | (lower & 0xffff0000u)
-                         : (upper & 0xffffu) | (lower << 16);
+  const int shift = (lane & 1) * 16;  // no branch: the warp must be together for what follows
+  return ((upper >> shift) & 0xffffu) | ((lower >> shift) << 16);
 }
 // Beyond the matrix words are 0, and 0 would be column 0 twice: not allowed as ordered metadata.
 // Makes columns 0 and 1 of it.

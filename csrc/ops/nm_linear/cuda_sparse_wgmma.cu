@@ -113,13 +113,16 @@ __global__ void __launch_bounds__(kThreads<Features>, 512 / kThreads<Features>)
 
   float sum[kColumns][4];
   int stage = 0;  // of tile k
+  const auto keep = [](Operand& a_of) {
+    KeepUntilHere(a_of.w[0]);
+    KeepUntilHere(a_of.w[1]);
+    KeepUntilHere(a_of.metadata);
+  };
   const auto multiply = [&](int k, Operand& a_of) {
     WaitCopies<kStages - 3>();
     ShowProducts();
     WaitProducts<1>();
-    KeepUntilHere(a_of.w[0]);
-    KeepUntilHere(a_of.w[1]);
-    KeepUntilHere(a_of.metadata);
+    keep(a_of);
     __syncthreads();  // tile k is there, and all products of tile k - 2 have been made
     const int at_stage = stage * kStageBytes;
 #pragma unroll
@@ -133,6 +136,7 @@ __global__ void __launch_bounds__(kThreads<Features>, 512 / kThreads<Features>)
         LoadMetadata(stages + at_stage + T::kWordsAt +
                          WordOffset(T::kPanels, panel, MetadataSelector(lane), lane / 4),
                      lane);
+    KeepUntilHere(a_of.metadata);
     FenceProducts();
     const uint32_t x = base + at_stage + T::kXAt;
     MultiplyAsync<E, 0>(sum, a_of.w[0], RowsDescriptor(x, 0), a_of.metadata[0], k != 0);
@@ -147,6 +151,8 @@ __global__ void __launch_bounds__(kThreads<Features>, 512 / kThreads<Features>)
     if (k + 1 < tiles) multiply(k + 1, odd);
   }
   WaitProducts<0>();
+  keep(even);
+  keep(odd);
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) KeepUntilHere(sum[j]);
   WaitCopies<0>();
