@@ -30,7 +30,8 @@
 // in three steps, so that those of different words can overlap.
 //
 // AVX-512 has an instruction for Spread (two slots of port 5, and one for the mask); the others
-// permute with a control from a table, eight lanes a time with AVX2, four with NEON and WebAssembly.
+// permute with a control from a table, eight lanes a time with AVX2, four with NEON and
+// WebAssembly.
 #pragma once
 
 #include <cstdint>

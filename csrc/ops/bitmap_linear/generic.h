@@ -5,7 +5,7 @@
 // kept. A slice, 16 rows times 64 columns, loads its word of x once; per row the kept values, which
 // lie one behind the other, are expanded under the bits. What limits AVX-512 where the bytes are
 // fewer are slots of ports 0 and 5: for 16 weights, kept or not, 3.5 of port 5 (widen 1, expand 2,
-// half of the masks 1) in f16, and 5.4 of both in bf16 and int8, which are expanded before they are
+// half of the masks 1) in f16, and 5.5 of both in bf16 and int8, which are expanded before they are
 // widened (vector_x86_avx512slices.h). VBMI2 has an instruction for that: 3.5 of both in bf16 and
 // f16, 3.75 in int8 (vector_x86_avx512vbmi2.h).
 //

@@ -23,7 +23,7 @@ struct BitmapPanel {
   int64_t words;
 };
 
-inline BitmapPanel PanelAt(const BitmapMatrix& w, int64_t panel) {
+static inline BitmapPanel PanelAt(const BitmapMatrix& w, int64_t panel) {
   const BitmapStructure& s = w.structure;
   const int64_t first = s.panel_ptr(panel);
   return BitmapPanel{
@@ -50,7 +50,7 @@ static constexpr int kBitmapMaxDecodeRows = 16;
 
 // Puts a row of x, whole words, into the order that a decode kernel likes. False, and x lost,
 // unless every element is finite and at most 2^64 by magnitude: pruned weights are multiplied as
-// zeros.
+// zeros. A row that says false moves all rows of the call to the other kernels.
 using BitmapArrangeFn = bool (*)(float* x, int64_t words);
 // Decode kernels for arranged x; all nullptr where there is none for a dtype of values.
 struct BitmapArranged {

@@ -208,9 +208,9 @@ Status GqsDecode(const GqsKernels& kernels, const GqsInt8Kernels* int8, const Gq
   std::memset(sums.data(), 0, sizeof(float) * static_cast<size_t>(s.rows * a.x_rows));
   std::atomic<bool> failed{false};
   // Tasks are equal in kept groups, not in time: with one row of x a row of W costs as much as 40
-  // groups more, whatever it keeps (4096 columns). So threads take them a few at a time, a panel's
-  // where there are panels (halves of 4096 x 4096 with densities from 0.9 to 0.09 left one idle for
-  // a quarter of the time).
+  // groups more, whatever it keeps (4096 columns; halves of 4096 x 4096 with densities from 0.9 to
+  // 0.09 left one thread idle for a quarter of the time). So threads take them a few at a time;
+  // panel kernels more of them, as they do several tasks in one go.
   const int64_t parts = std::min<int64_t>(parallel_for.threads, s.tasks);
   const int64_t pieces = parts * (x.layout.panel != nullptr ? 16 : 64);
   const int64_t few = parts > 1 ? std::max<int64_t>(1, s.tasks / pieces) : s.tasks;

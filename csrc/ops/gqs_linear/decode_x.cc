@@ -55,8 +55,8 @@ DecodeX::DecodeX(const GqsKernels& kernels, const GqsInt8Kernels* int8, const Gq
 struct DecodeX::RowScratch {
   RowScratch(const GqsStructure& s, const DecodeXLayout& x)
       : row(PaddedCols(s)),
-        codes(x.int8 != nullptr ? PaddedCols(s) / 4 : 0),
-        scale(x.int8 != nullptr ? PaddedGroups(s) : 0) {}
+        codes(x.int8 != nullptr && x.panel == nullptr ? PaddedCols(s) / 4 : 0),
+        scale(x.int8 != nullptr && x.panel == nullptr ? PaddedGroups(s) : 0) {}
   bool ok() const {
     return row.data() != nullptr && codes.data() != nullptr && scale.data() != nullptr;
   }
@@ -110,8 +110,8 @@ Status DecodeX::Fill(const ParallelFor& parallel_for) const {
   std::memset(data_.data(), 0, static_cast<size_t>(layout.stride * layout.chunks));
   std::memset(scale_.data(), 0, 4 * static_cast<size_t>(layout.scale_stride * layout.chunks));
   std::atomic<bool> failed{false};
-  // fp32 is only copied.
-  const ParallelFor few = layout.int8 != nullptr ? parallel_for : Serial();
+  // Without rounding it is only copied.
+  const ParallelFor few = a_.int8_x ? parallel_for : Serial();
   ForEachRange(few, a_.x_rows, [&](int64_t begin, int64_t end) {
     const RowScratch scratch(s_, layout);
     if (!scratch.ok()) {

@@ -21,18 +21,20 @@ struct GqsUnits {
 // A run of kept groups of rows of W, from the first of a chunk on: a block, or a group where that
 // is more. Part i, of one row, is groups starts[i] to starts[i + 1].
 struct GqsRun {
-  const uint8_t* values;   // of the first chunk
-  const uint32_t* offset;  // a number a group: bytes from x to the first column of x that it meets
-  const float* scale;      // a number a group
-  const float* zero;       // or nullptr
+  const uint8_t* values;  // of the first chunk
+  // A number a group: bytes from x to the first column of x that it meets, for panel kernels to its
+  // record.
+  const uint32_t* offset;
+  const float* scale;  // a number a group
+  const float* zero;   // or nullptr
   const int* starts;
   int count;  // of the parts
   int shift;  // a group has 2^shift units
 };
-constexpr int GqsBlockShift(int bits) {
+static constexpr int GqsBlockShift(int bits) {
   return bits == 2 ? 4 : bits == 4 ? 3 : 2;
 }  // log2 of units
-constexpr int GqsChunkShift(int bits, int shift) {  // log2 of the groups of a chunk
+static constexpr int GqsChunkShift(int bits, int shift) {  // log2 of the groups of a chunk
   return shift < GqsBlockShift(bits) ? GqsBlockShift(bits) - shift : 0;
 }
 
@@ -51,7 +53,7 @@ using GqsOffsetsFn = void (*)(const uint8_t* words, int64_t word_count, int64_t 
 
 enum : int { kGqsSlack = 16, kGqsWidths = 4, kGqsShifts = 4 };
 constexpr int kGqsRows[kGqsWidths] = {2, 4, 8, 16};  // of x, at a time, where there are several
-constexpr int GqsBitsIndex(int bits) { return bits == 2 ? 0 : bits == 4 ? 1 : 2; }
+static constexpr int GqsBitsIndex(int bits) { return bits == 2 ? 0 : bits == 4 ? 1 : 2; }
 
 // One row of kernels.inc.
 struct GqsKernels {
