@@ -296,6 +296,11 @@ def samples() -> dict[str, list[tuple]]:
         "gqs_linear": gqs_linear,
         "gqs_linear_transposed": gqs_down,
         "gqs_scale_gradient": gqs_scale,
+        "_bitmap_linear_by_torch": [
+            tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments)
+            for arguments in bitmap_linear
+            if arguments[0].dtype == torch.bfloat16
+        ],
         "bitmap_linear": bitmap_linear,
         "bitmap_linear_transposed": bitmap_down,
         "bitmap_sddmm": bitmap_sddmm,

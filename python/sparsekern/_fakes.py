@@ -94,7 +94,7 @@ def _linear(
     return x.new_empty((*x.shape[:-1], rows))
 
 
-for _operator in ("bitmap_linear", "csr_linear", "nm_linear"):
+for _operator in ("_bitmap_linear_by_torch", "bitmap_linear", "csr_linear", "nm_linear"):
     register_fake(_operator)(partial(_linear, _operator))
 
 
