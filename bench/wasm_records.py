@@ -37,26 +37,13 @@ def _speedup(row: dict[str, Any]) -> dict[str, Any]:
     return who | {"median": ratio, "q1": ratio, "q3": ratio}
 
 
-def _relaxed(node: str) -> list[str]:
-    """What makes Node 20 run the relaxed module; later ones do by themselves and know no flag."""
-    flag = "--experimental-wasm-relaxed-simd"
-    known = subprocess.run([node, flag, "-e", "0"], capture_output=True, check=False)
-    return [flag] if known.returncode == 0 else []
-
-
 def main(options: Options) -> None:
     node = shutil.which("node")
     if node is None or not all(path.exists() for path in _MODULES):
         print("no Node, module or onnxruntime-web: bench/wasm/README.md says how to make them")
         return
     repeats = 3 if options.quick else 40
-    command = [
-        node,
-        *_relaxed(node),
-        str(ROOT / "bench" / "wasm" / "bench.mjs"),
-        "--repeats",
-        str(repeats),
-    ]
+    command = [node, str(ROOT / "bench" / "wasm" / "bench.mjs"), "--repeats", str(repeats)]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     recorder = Recorder("wasm", options.results)
     rows = [json.loads(line) for line in lines.splitlines()]

@@ -4,6 +4,7 @@
 import { execFileSync } from "node:child_process";
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
+import "../../wasm/relaxed_simd.mjs";
 import { load } from "../../wasm/sparsekern.mjs";
 import { measure } from "./mobilenet.mjs";
 import { measureNm, PATTERNS } from "./nm_linear.mjs";

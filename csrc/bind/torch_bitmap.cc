@@ -45,10 +45,7 @@ struct TorchProduct {
 // Through torch, whose products use AMX.
 Status ByTorch(const BitmapMatrix& w, const LinearArgs& args) {
   TorchProduct product{Borrow(args.x, args.x_rows, w.structure.cols, args.x_stride), {}};
-  const auto run = [](void* state, const BitmapDenseRows& block, const void** result) {
-    return (*static_cast<TorchProduct*>(state))(block, result);
-  };
-  return BitmapLinearDense(w, args, {run, &product}, TorchParallelFor());
+  return BitmapLinearDense(w, args, BitmapDenseProduct::Of(&product), TorchParallelFor());
 }
 
 bool PrefersTorch(const BitmapMatrix& w, const LinearArgs& args) {

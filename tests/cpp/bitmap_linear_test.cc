@@ -239,12 +239,6 @@ struct DenseProduct {
     *out = product.data();
     return Status::Ok();
   }
-  BitmapDenseProduct Callback() {
-    const auto run = [](void* state, const BitmapDenseRows& block, const void** out) {
-      return (*static_cast<DenseProduct*>(state))(block, out);
-    };
-    return {run, this};
-  }
 };
 
 LinearArgs DenseArgs(const Case& d, const Elements& x, Elements* y) {
@@ -274,7 +268,8 @@ TEST_P(BitmapLinearTest, ByADenseProduct) {
       const std::vector<float> bias = RandomFloats(d.rows, 9);
       args.epilogue = {bias.data(), Activation::kRelu};
       DenseProduct multiply{x, 2, d.cols};
-      const Status status = BitmapLinearDense(c.Matrix(), args, multiply.Callback(), Serial());
+      const Status status =
+          BitmapLinearDense(c.Matrix(), args, BitmapDenseProduct::Of(&multiply), Serial());
       ASSERT_TRUE(status.ok()) << status.message();
       EXPECT_EQ(multiply.blocks.size(), d.cols == 20000 ? 2u : 1u);
       Elements dense = d.dense;
@@ -301,9 +296,9 @@ TEST_P(BitmapLinearTest, ByADenseProductOnlyWhereXIsFinite) {
     x.Set(x.size() - 1, value);
     Elements y = Zeros(DType::kBF16, 33 * 20), want = y;
     DenseProduct multiply{x, 33, 70};
-    ASSERT_TRUE(
-        BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y), multiply.Callback(), Serial())
-            .ok());
+    ASSERT_TRUE(BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y),
+                                  BitmapDenseProduct::Of(&multiply), Serial())
+                    .ok());
     EXPECT_TRUE(multiply.blocks.empty());
     ASSERT_TRUE(BitmapLinear(c.Matrix(), DenseArgs(c.dense, x, &want), Serial()).ok());
     EXPECT_EQ(y.bytes, want.bytes);
@@ -346,9 +341,9 @@ TEST_P(BitmapLinearTest, AnyBitsAreSafe) {
       const Elements x = RandomElements(DType::kBF16, 150, 1);
       Elements y = Zeros(DType::kBF16, 40);
       DenseProduct multiply{x, 1, 150};
-      EXPECT_TRUE(
-          BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y), multiply.Callback(), Serial())
-              .ok());
+      EXPECT_TRUE(BitmapLinearDense(c.Matrix(), DenseArgs(c.dense, x, &y),
+                                    BitmapDenseProduct::Of(&multiply), Serial())
+                      .ok());
     }
   }
 }

@@ -187,6 +187,17 @@ inline void ExpandA(const Warp& a, const uint32_t (&metadata)[32], int selector,
   }
 }
 
+// check.operator()<Features, Tokens>() for the larger of kSparseTiles, 0, or the smaller, 1.
+template <typename Check>
+void WithSparseTile(int tile, const Check& check) {
+  constexpr TileSize kLarge = kSparseTiles[0], kSmall = kSparseTiles[1];
+  if (tile == 0) {
+    check.template operator()<kLarge.features, kLarge.rows_of_x>();
+  } else {
+    check.template operator()<kSmall.features, kSmall.rows_of_x>();
+  }
+}
+
 // A tile of sums, [token][feature], to the part of y [x_rows][rows] that there is of it.
 inline void StoreTile(const std::vector<float>& sums, TileSize tile, ResultTile at, int64_t x_rows,
                       int64_t rows, std::vector<float>* y) {

@@ -340,12 +340,9 @@ TEST_P(CudaNmSparse, FragmentsMultiplyToTheProduct) {
   const Packed p = Pack(rows, cols, {m / 2, m}, DType::kBF16);
   ASSERT_EQ(p.layout.window, 4);
   ASSERT_EQ(p.layout.steps_per_window, 2);
-  constexpr TileSize kLarge = kSparseTiles[0], kSmall = kSparseTiles[1];
-  if (tile == 0) {
-    CheckSparseMma<kLarge.features, kLarge.rows_of_x>(p, x_rows);
-  } else {
-    CheckSparseMma<kSmall.features, kSmall.rows_of_x>(p, x_rows);
-  }
+  WithSparseTile(tile, [&, x_rows = x_rows]<int Features, int Tokens>() {
+    CheckSparseMma<Features, Tokens>(p, x_rows);
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(

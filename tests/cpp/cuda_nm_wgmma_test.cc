@@ -160,12 +160,9 @@ TEST_P(CudaNmWgmma, FragmentsMultiplyToTheProduct) {
   const auto [shape, m, tile] = GetParam();
   const auto [x_rows, rows, cols] = shape;
   const Packed p = Pack(rows, cols, {m / 2, m}, DType::kBF16);
-  constexpr TileSize kLarge = kSparseTiles[0], kSmall = kSparseTiles[1];
-  if (tile == 0) {
-    CheckWgmma<kLarge.features, kLarge.rows_of_x>(p, x_rows);
-  } else {
-    CheckWgmma<kSmall.features, kSmall.rows_of_x>(p, x_rows);
-  }
+  WithSparseTile(tile, [&, x_rows = x_rows]<int Features, int Tokens>() {
+    CheckWgmma<Features, Tokens>(p, x_rows);
+  });
 }
 
 // One tile of columns; fewer than stages; more, an odd and an even number, ragged in every size.

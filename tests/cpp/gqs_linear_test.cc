@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 
 #include "gqs_case.h"
@@ -163,21 +164,24 @@ TEST_P(GqsLinearTest, XTypesAndActivations) {
 
 #if !defined(__wasm__)  // no threads
 // A row so long that it spans tasks is summed in pieces that do not depend on the threads.
-TEST_P(GqsLinearTest, SameSumsWhateverTheThreads) {
-  const ForcedIsa forced(GetParam());
+void CheckThreads(std::initializer_list<int64_t> rows_of_x, bool int8_x) {
   ThreadPool pool(3);
   for (const int group : {16, 128}) {
-    GqsCase c = MakeGqsCase(9, 40000, {4, group, GqsScale::kF16}, 0.9);
-    const GqsMatrix w = c.Matrix();
-    ASSERT_GT(w.structure.tasks, w.structure.rows);
-    for (const int64_t x_rows : {1, 3}) {
-      const Call call{.x_rows = x_rows, .gap = 0};
+    const GqsCase c = MakeGqsCase(9, 40000, {4, group, GqsScale::kF16}, 0.9);
+    ASSERT_GT(c.Matrix().structure.tasks, c.rows);
+    for (const int64_t x_rows : rows_of_x) {
+      const Call call{.x_rows = x_rows, .int8_x = int8_x};
       Check(c, call, pool.parallel_for());
       const Elements x = RandomElements(DType::kF32, x_rows * c.cols, 7);
       EXPECT_EQ(Product(c, call, x, {}, Serial()).bytes,
                 Product(c, call, x, {}, pool.parallel_for()).bytes);
     }
   }
+}
+
+TEST_P(GqsLinearTest, SameSumsWhateverTheThreads) {
+  const ForcedIsa forced(GetParam());
+  CheckThreads({1, 3}, false);
 }
 #endif
 
@@ -284,18 +288,7 @@ TEST_P(GqsInt8Test, ManyColumns) {
 #if !defined(__wasm__)  // no threads
 TEST_P(GqsInt8Test, SameSumsWhateverTheThreads) {
   const ForcedIsa forced(GetParam());
-  ThreadPool pool(3);
-  for (const int group : {16, 128}) {
-    GqsCase c = MakeGqsCase(9, 40000, {4, group, GqsScale::kF16}, 0.9);
-    ASSERT_GT(c.Matrix().structure.tasks, c.rows);
-    for (const int64_t x_rows : {3, 9}) {
-      const Call call{.x_rows = x_rows, .int8_x = true};
-      Check(c, call, pool.parallel_for());
-      const Elements x = RandomElements(DType::kF32, x_rows * c.cols, 7);
-      EXPECT_EQ(Product(c, call, x, {}, Serial()).bytes,
-                Product(c, call, x, {}, pool.parallel_for()).bytes);
-    }
-  }
+  CheckThreads({3, 9}, true);
 }
 #endif
 

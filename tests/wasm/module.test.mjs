@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// node --experimental-wasm-relaxed-simd --test, with FIXTURE=<folder of fixture.py>: results of all tiers go there, for
-// `fixture.py check`. Node 20 has the flag, later ones the instructions.
+// node --test, with FIXTURE=<folder of fixture.py>: results of all tiers go there, for `fixture.py check`.
 import assert from "node:assert/strict";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { before, describe, test } from "node:test";
 import { crc32 } from "node:zlib";
+import "../../wasm/relaxed_simd.mjs";
 import { hasRelaxedSimd, hasSimd, load } from "../../wasm/sparsekern.mjs";
 
 const folder = process.env.FIXTURE;

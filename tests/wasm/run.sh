@@ -18,9 +18,7 @@ echo "--- one checkpoint, two engines, three tiers"
 for tier in relaxed simd128 scalar; do
   "$python" tests/wasm/wasmtime_host.py "wasm/dist/sparsekern-$tier.wasm" "$fixture" "wasmtime-$tier"
 done
-relaxed=--experimental-wasm-relaxed-simd  # what Node 20 calls it; later ones have it and no such flag
-node $relaxed -e 0 2>/dev/null || relaxed=
-FIXTURE=$fixture node $relaxed --test --test-reporter=spec tests/wasm/module.test.mjs
+FIXTURE=$fixture node --test --test-reporter=spec tests/wasm/module.test.mjs
 "$python" tests/wasm/fixture.py check "$fixture" {wasmtime,node}-{relaxed,simd128,scalar}
 
 echo "--- TypeScript"

@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "base/cuda/epilogue.h"
+#include "base/cuda/launch.h"
 #include "base/cuda/tile_memory.h"
 
 namespace sparsekern::cuda {
@@ -114,12 +115,7 @@ __device__ __forceinline__ void MultiplyDense(const Args& a, bool consistent, Ex
   for (int i = 0; i < 2; ++i) {
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int feature = first_feature + i * 16 + ResultFeature(lane, e);
-        const int token = first_token + j * 8 + ResultToken(lane, e);
-        result[token * kStride + feature] = sum[i][j][e];
-      }
+      PutFragment(result, kStride, first_feature + i * 16, first_token + j * 8, lane, sum[i][j]);
     }
   }
   __syncthreads();
@@ -130,12 +126,7 @@ __device__ __forceinline__ void MultiplyDense(const Args& a, bool consistent, Ex
 // Launches such a kernel.
 template <typename Args>
 cudaError_t LaunchDense(void (*kernel)(Args), const Args& a, cudaStream_t stream) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kDenseSharedBytes);
-  if (error != cudaSuccess) return error;
-  const int64_t tiles = CountTiles(a.problem, kDenseTile);
-  kernel<<<static_cast<unsigned>(tiles), kDenseThreads, kDenseSharedBytes, stream>>>(a);
-  return cudaGetLastError();
+  return LaunchTiles(kernel, kDenseTile, kDenseThreads, kDenseSharedBytes, a, stream);
 }
 
 // launch.operator()<E, V>() for x of E, and values of V, which are int8 or of E.

@@ -20,7 +20,17 @@ __device__ __forceinline__ float Finish(const LinearCall& a, bool consistent, in
   return Activate(sum, a.activation);
 }
 
-// A tile of sums in shared memory, [Tokens][stride], to y: scale, bias, activation, rounding.
+// The four results of a fragment of 16 rows of W from `feature` on and 8 of x from `token` on, into
+// a tile of sums in shared memory, [Tokens][stride].
+__device__ __forceinline__ void PutFragment(float* sums, int stride, int feature, int token,
+                                            int lane, const float (&d)[4]) {
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    sums[(token + ResultToken(lane, e)) * stride + feature + ResultFeature(lane, e)] = d[e];
+  }
+}
+
+// Such a tile to y: scale, bias, activation, rounding.
 template <typename E, int Features, int Tokens, int Threads>
 __device__ __forceinline__ void StoreTile(const LinearCall& a, bool consistent, ResultTile at,
                                           const float* sums, int stride) {

@@ -29,6 +29,15 @@ struct BitmapDenseProduct {
   // *product: bfloat16 [x_rows][rows], contiguous, = x weights^T. It must last until the next call.
   Status (*run)(void* state, const BitmapDenseRows& block, const void** product);
   void* state;
+
+  // Calls (*f)(block, product).
+  template <typename F>
+  static BitmapDenseProduct Of(F* f) {
+    return {[](void* state, const BitmapDenseRows& block, const void** product) {
+              return (*static_cast<F*>(state))(block, product);
+            },
+            f};
+  }
 };
 
 // The product of bfloat16 W and x by way of `multiply`, for processors that multiply dense bfloat16

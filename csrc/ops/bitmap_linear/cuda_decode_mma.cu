@@ -59,12 +59,7 @@ class MultiplyMma {
   __device__ __forceinline__ void Store(float* sums) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-    for (int j = 0; j < kOperands; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        sums[(j * 8 + ResultToken(lane, i)) * kBitmapRows + ResultFeature(lane, i)] = sum_[j][i];
-      }
-    }
+    for (int j = 0; j < kOperands; ++j) PutFragment(sums, kBitmapRows, 0, j * 8, lane, sum_[j]);
   }
 
  private:

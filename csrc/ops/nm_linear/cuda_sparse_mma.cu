@@ -119,12 +119,8 @@ __global__ void __launch_bounds__(kThreads<Features>) SparseMmaKernel(const NmCu
   for (int i = 0; i < kWarpPanels; ++i) {
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int feature = (first_panel + i) * kNmPanelRows + ResultFeature(lane, e);
-        const int token = first_token + j * 8 + ResultToken(lane, e);
-        result[token * kStride + feature] = sum[i][j][e];
-      }
+      PutFragment(result, kStride, (first_panel + i) * kNmPanelRows, first_token + j * 8, lane,
+                  sum[i][j]);
     }
   }
   __syncthreads();
@@ -135,9 +131,8 @@ __global__ void __launch_bounds__(kThreads<Features>) SparseMmaKernel(const NmCu
 
 cudaError_t LaunchSparseMma(const NmCudaArgs& a, cudaStream_t stream) {
   return WithSparseTile(a, [&]<typename E, int Features, int Tokens>() {
-    return LaunchSparseTile<Features, Tokens>(
-        SparseMmaKernel<E, Features, Tokens>, kThreads<Features>,
-        SparseSharedBytes(Features, Tokens, kSparseStages), a, stream);
+    return LaunchTiles(SparseMmaKernel<E, Features, Tokens>, {Features, Tokens}, kThreads<Features>,
+                       SparseSharedBytes(Features, Tokens, kSparseStages), a, stream);
   });
 }
 

@@ -2,6 +2,7 @@
 // What the sparse tensor-core kernels of nm_linear share beside cuda_sparse_copies.h. Device code.
 #pragma once
 
+#include "base/cuda/launch.h"
 #include "ops/nm_linear/cuda_launch.h"
 #include "ops/nm_linear/cuda_sparse_copies.h"
 
@@ -23,17 +24,6 @@ __device__ __forceinline__ NmLayout SparseLayout(const NmCudaArgs& a) {
 __device__ __forceinline__ uint32_t LoadMetadata(const uint8_t* upper, int lane) {
   return OrderedMetadata(Metadata(*reinterpret_cast<const uint32_t*>(upper),
                                   *reinterpret_cast<const uint32_t*>(upper + 32), lane));
-}
-
-template <int Features, int Tokens>
-cudaError_t LaunchSparseTile(void (*kernel)(NmCudaArgs), int threads, int shared_bytes,
-                             const NmCudaArgs& a, cudaStream_t stream) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-  if (error != cudaSuccess) return error;
-  const int64_t tiles = CountTiles(a.problem, {Features, Tokens});
-  kernel<<<static_cast<unsigned>(tiles), threads, shared_bytes, stream>>>(a);
-  return cudaGetLastError();
 }
 
 // launch.operator()<E, Features, Tokens>() for the dtype of x and the plan's tile.

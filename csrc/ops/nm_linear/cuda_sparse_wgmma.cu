@@ -162,12 +162,7 @@ __global__ void __launch_bounds__(kThreads<Features>, 512 / kThreads<Features>)
   constexpr int kStride = ResultStride(Features);
 #pragma unroll
   for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int feature = panel * kNmPanelRows + ResultFeature(lane, e);
-      const int token = j * 8 + ResultToken(lane, e);
-      result[token * kStride + feature] = sum[j][e];
-    }
+    PutFragment(result, kStride, panel * kNmPanelRows, j * 8, lane, sum[j]);
   }
   __syncthreads();
   StoreTile<E, Features, Tokens, kThreads<Features>>(a, Consistent(a), at, result, kStride);
@@ -180,9 +175,9 @@ __global__ void __launch_bounds__(kThreads<Features>, 512 / kThreads<Features>)
 
 cudaError_t LaunchSparseWgmma(const NmCudaArgs& a, cudaStream_t stream) {
   return WithSparseTile(a, [&]<typename E, int Features, int Tokens>() {
-    return LaunchSparseTile<Features, Tokens>(
-        SparseWgmmaKernel<E, Features, Tokens>, kThreads<Features>,
-        SparseSharedBytes(Features, Tokens, kWgmmaStages), a, stream);
+    return LaunchTiles(SparseWgmmaKernel<E, Features, Tokens>, {Features, Tokens},
+                       kThreads<Features>, SparseSharedBytes(Features, Tokens, kWgmmaStages), a,
+                       stream);
   });
 }
 
